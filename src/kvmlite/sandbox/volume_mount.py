@@ -1,0 +1,96 @@
+"""A volume of the store, mounted somewhere in a Linux guest."""
+
+from __future__ import annotations
+
+from kvmlite.devices.blk import Disk
+from kvmlite.errors import ConfigError
+from kvmlite.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmlite.guest.agent import AgentClient
+    from kvmlite.machine.config import DeviceSpec
+
+__all__ = ["VolumeMount", "open_volume"]
+
+_MS_RDONLY = 1
+_EXT_MAGIC = (1024 + 0x38, b"\x53\xef")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMount:
+    """A volume with an ext4 file system at a directory of the guest.
+
+    Attributes:
+        name, path: The volume and its file.
+        target: Absolute path in the guest; made if it is not there.
+        read_only: The guest cannot write; several may then use the volume at once.
+    """
+
+    name: str
+    path: str
+    target: str
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.target.startswith("/") or "\x00" in self.target:
+            raise ConfigError(
+                f"{self.target!r}, where volume {self.name} is to be mounted, is no absolute path",
+                hint="begin it with a slash",
+            )
+
+    @property
+    def serial(self) -> str:
+        """By what the guest's agent finds the disk."""
+        import hashlib
+
+        return "vol-" + hashlib.sha256(self.path.encode()).hexdigest()[:16]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Modules for a disk and its file system."""
+        return ("blk", "ext4")
+
+    @property
+    def devices(self) -> tuple[DeviceSpec, ...]:
+        """The disk."""
+        return (Disk(path=self.path, read_only=self.read_only, serial=self.serial),)
+
+    @property
+    def needs_shared_memory(self) -> bool:
+        """No: the disk is served from this process."""
+        return False
+
+    def set_up(self, agent: AgentClient) -> None:
+        """Mount it.
+
+        Raises:
+            GuestError: The guest's kernel cannot mount it.
+        """
+        flags, data = (_MS_RDONLY, "noload") if self.read_only else (0, "")
+        agent.mount(f"serial:{self.serial}", self.target, "ext4", data, flags=flags)
+
+
+def open_volume(name: str, target: str, *, read_only: bool = False) -> VolumeMount:
+    """Return the mount of a volume of the store.
+
+    Raises:
+        ConfigError: There is no such volume, or it has no file system that can be mounted.
+    """
+    from kvmlite.images.volumes import VolumeStore
+
+    volume = VolumeStore().find(name)
+    if volume.format != "raw":
+        raise ConfigError(
+            f"volume {name} is {volume.format}; only raw ones are mounted",
+            hint=f"kvmlite volume convert {name} raw, or --disk {volume.path},format={volume.format}",
+        )
+    offset, magic = _EXT_MAGIC
+    with open(volume.path, "rb") as file:
+        file.seek(offset)
+        if file.read(len(magic)) != magic:
+            raise ConfigError(
+                f"volume {name} has no ext4 file system",
+                hint="kvmlite volume create --fs ext4 makes one with it; or give it to the guest as a --disk",
+            )
+    return VolumeMount(name=name, path=volume.path, target=target, read_only=read_only)

@@ -1,0 +1,3 @@
+"""Virtio: queues, the device protocol, and transports."""
+
+from __future__ import annotations
