@@ -387,17 +387,10 @@ static void draw_chains(struct kvl_virtq_layout *layout, int is_rx)
 
 int main(int argc, char **argv)
 {
-	uint64_t cases = argc > 2 ? strtoull(argv[2], NULL, 10) : 10000;
-	int stop = 0, races = argc > 3;
-	pthread_t thread;
+	struct rings_run run;
 
-	draw_seed(argc > 1 ? strtoull(argv[1], NULL, 10) : 1);
-	rings_map();
-	if (races)
-		require(pthread_create(&thread, NULL, rings_scribble, &stop) == 0, "cannot start a thread");
-	while (races && !__atomic_load_n(&scribbles, __ATOMIC_RELAXED))
-		sched_yield();
-	for (uint64_t i = 0; i < cases; i++) {
+	rings_run_begin(&run, argc, argv);
+	while (rings_run_next(&run, received < sent ? received : sent)) {
 		struct kvl_virtq_layout layout = rings_draw();
 		uint8_t steps[STEPS], options[OPTIONS];
 
@@ -417,9 +410,7 @@ int main(int argc, char **argv)
 			steps[step] = (uint8_t)draw(256) & (draw(8) ? 0x1f : 0xff);
 		live(&layout, options, steps, STEPS);
 	}
-	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
-	if (races)
-		pthread_join(thread, NULL);
+	rings_run_end(&run);
 	printf("%llu %llu %llu %llu\n", (unsigned long long)received, (unsigned long long)sent,
 	       (unsigned long long)refused, (unsigned long long)dropped);
 	return 0;

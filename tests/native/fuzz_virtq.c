@@ -7,11 +7,7 @@
  */
 #include "rings.h"
 
-enum {
-	CODES = 17,
-	RACE_CHAINS = 200, /* how many must get through while a thread scribbles; how fast it is differs much */
-	RACE_PATIENCE = 100,
-};
+enum { CODES = 17 };
 
 static uint64_t chains, faults[CODES];
 
@@ -121,21 +117,12 @@ static void one_case(void)
 
 int main(int argc, char **argv)
 {
-	uint64_t cases = argc > 2 ? strtoull(argv[2], NULL, 10) : 10000;
-	int stop = 0, races = argc > 3;
-	pthread_t thread;
+	struct rings_run run;
 
-	draw_seed(argc > 1 ? strtoull(argv[1], NULL, 10) : 1);
-	rings_map();
-	if (races)
-		require(pthread_create(&thread, NULL, rings_scribble, &stop) == 0, "cannot start a thread");
-	while (races && !__atomic_load_n(&scribbles, __ATOMIC_RELAXED))
-		sched_yield();
-	for (uint64_t i = 0; i < cases || (races && chains < RACE_CHAINS && i < RACE_PATIENCE * cases); i++)
+	rings_run_begin(&run, argc, argv);
+	while (rings_run_next(&run, chains))
 		one_case();
-	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
-	if (races)
-		pthread_join(thread, NULL);
+	rings_run_end(&run);
 	printf("chains %llu\n", (unsigned long long)chains);
 	for (int code = 1; code < CODES; code++)
 		printf("fault %d %llu %s\n", -code, (unsigned long long)faults[code], kvl_error_text(-code));

@@ -2,7 +2,7 @@
  * Guest memory with a queue in it, as a hostile driver might write it: shared by the fuzz targets of devices.
  *
  * Under libFuzzer, rings_from_input() takes it from the input. Without it, rings_draw() makes plausible rings and breaks
- * them here and there, and rings_scribble() is a thread that goes on writing.
+ * them here and there, and rings_run_begin() starts a thread that goes on writing.
  */
 #ifndef RINGS_H
 #define RINGS_H
@@ -188,6 +188,18 @@ static inline struct kvl_virtq_layout rings_draw(void)
 	return layout;
 }
 
+enum {
+	RACE_ENOUGH = 200,   /* what must get through while a thread scribbles */
+	RACE_PATIENCE = 100, /* times as many cases at most: how fast that thread is differs much */
+};
+
+/* What main(seed, cases, "race") was asked for: so many cases, and a thread that scribbles over the rings meanwhile? */
+struct rings_run {
+	uint64_t cases, done;
+	int races, stop;
+	pthread_t thread;
+};
+
 static inline void *rings_scribble(void *stop)
 {
 	uint64_t own = 88172645463325252u;
@@ -201,6 +213,35 @@ static inline void *rings_scribble(void *stop)
 		__atomic_add_fetch(&scribbles, 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
+}
+
+static inline void rings_run_begin(struct rings_run *run, int argc, char **argv)
+{
+	draw_seed(argc > 1 ? strtoull(argv[1], NULL, 10) : 1);
+	run->cases = argc > 2 ? strtoull(argv[2], NULL, 10) : 10000;
+	run->done = 0;
+	run->races = argc > 3;
+	run->stop = 0;
+	rings_map();
+	if (run->races)
+		require(pthread_create(&run->thread, NULL, rings_scribble, &run->stop) == 0, "cannot start a thread");
+	while (run->races && !__atomic_load_n(&scribbles, __ATOMIC_RELAXED))
+		sched_yield();
+}
+
+/* One case more? A race goes on until enough got through, however the host's scheduler shares the time. */
+static inline int rings_run_next(struct rings_run *run, uint64_t through)
+{
+	uint64_t done = run->done++;
+
+	return done < run->cases || (run->races && through < RACE_ENOUGH && done < RACE_PATIENCE * run->cases);
+}
+
+static inline void rings_run_end(struct rings_run *run)
+{
+	__atomic_store_n(&run->stop, 1, __ATOMIC_RELAXED);
+	if (run->races)
+		pthread_join(run->thread, NULL);
 }
 #endif
 #endif
