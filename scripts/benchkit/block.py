@@ -115,7 +115,7 @@ def _tools_image(folder: Path) -> Path:
 def kvmlite_command(guest: Guest, cmdline: str, cpus: int, words: str) -> list[str]:
     """kvmlite, the guest as it is."""
     return [
-        sys.executable, str(PROJECT / "bin/kvmlite"), "run", "--bare", "--kernel", str(guest.kernel), "--initrd",
+        sys.executable, str(PROJECT / "scripts/kvmlite"), "run", "--bare", "--kernel", str(guest.kernel), "--initrd",
         str(guest.initrd), "--append", cmdline, "--memory", "512M", "--cpus", str(cpus),
         "--disk", f"{guest.tools},ro,serial=tools", "--disk", f"{guest.data},serial=data{words}",
     ]  # fmt: skip

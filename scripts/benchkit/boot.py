@@ -93,7 +93,7 @@ class Guest:
 def kvmlite_command(guest: Guest, memory: str, cpus: int) -> list[str]:
     """kvmlite, the guest as it is."""
     return [
-        sys.executable, str(PROJECT / "bin/kvmlite"), "run", "--bare", "--kernel", str(guest.kernel),
+        sys.executable, str(PROJECT / "scripts/kvmlite"), "run", "--bare", "--kernel", str(guest.kernel),
         "--initrd", str(guest.initrd), "--append", CMDLINE, "--memory", memory, "--cpus", str(cpus),
     ]  # fmt: skip
 

@@ -71,7 +71,7 @@ def build_guest(folder: Path) -> Path:
 def kvmlite_command(guest: Path, image: Path, cmdline: str, disk: str = "") -> list[str]:
     """kvmlite, the guest as it is."""
     return [
-        sys.executable, str(PROJECT / "bin/kvmlite"), "run", "--bare", "--kernel", str(guest), "--append", cmdline,
+        sys.executable, str(PROJECT / "scripts/kvmlite"), "run", "--bare", "--kernel", str(guest), "--append", cmdline,
         "--memory", "64M", "--disk", f"{image}{disk}",
     ]  # fmt: skip
 

@@ -54,7 +54,7 @@ def bench_start(runs: int) -> int:
         guest.write_bytes(pvh_elf(debug_exit_code(21)))
         ours = [
             sys.executable,
-            str(PROJECT / "bin/kvmlite"),
+            str(PROJECT / "scripts/kvmlite"),
             "run",
             "--bare",
             "--kernel",

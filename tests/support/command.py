@@ -17,7 +17,7 @@ from typing import IO, Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMAND = (sys.executable, str(ROOT / "bin/kvmlite"))
+COMMAND = (sys.executable, str(ROOT / "scripts/kvmlite"))
 _GRACE_S = 10.0
 
 

@@ -76,7 +76,7 @@ def _take_signals() -> None:
     """
     import _signal  # type: ignore[import-not-found]  # what signal is made of
 
-    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:  # bin/kvmlite
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:  # scripts/kvmlite
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     for number in (_signal.SIGTERM, _signal.SIGHUP):
         if _signal.getsignal(number) == _signal.SIG_DFL:
