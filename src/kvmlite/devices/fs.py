@@ -154,7 +154,10 @@ def _is_rust(program: str) -> bool:
     if os.path.realpath(program) == _QEMU_PROGRAM:
         return False
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+        command = [program, "--version"]
+        said = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"cannot ask {program} for its version: {error}") from error
     return not said.startswith("virtiofsd version")

@@ -130,11 +130,12 @@ class VhostUserDevice:
         try:
             self.device_features = session.features & features
             self._config = session.read_config(config) if isinstance(config, int) else config
+            self._adopt(session)
         except BaseException:
+            self._drop_session()
             session.close()
             self._back_end.end()
             raise
-        self._adopt(session)
 
     # ---- what the transport calls ----
 
@@ -149,7 +150,8 @@ class VhostUserDevice:
         """Hand the driver's queues to the back end."""
         with self._lock:
             self._queues, self._interrupt, self._driver_features = queues, interrupt, driver_features
-            self._kick_fds = [os.dup(queue.kick_eventfd) for queue in queues]
+            for queue in queues:
+                self._kick_fds.append(os.dup(queue.kick_eventfd))
             self._call_fd = os.dup(interrupt.eventfd)
             if not self._in_order:
                 self._ledger = Ledger(f"ledger-{self.name}", queues, self._call_fd)
@@ -167,7 +169,7 @@ class VhostUserDevice:
         """Take the queues back; nobody touches them when this returns."""
         with self._lock:
             self._stop_serving_errors()
-            if self._session is not None and self._back_end.is_running:
+            if self._session is not None and self._session.may_touch_queues and self._back_end.is_running:
                 try:
                     self._session.stop(self._queues)
                 except BackEndError as error:
@@ -278,7 +280,11 @@ class VhostUserDevice:
             self._complaint = self._complaint or complaint
             if self._recovery is None:
                 self._recovery = threading.Thread(target=self._recover, name=f"recover-{self.name}"[:15], daemon=True)
-                self._recovery.start()
+                try:
+                    self._recovery.start()
+                except RuntimeError:  # the host has no more threads
+                    self._recovery = None
+                    raise
 
     def _recover(self) -> None:
         try:

@@ -52,9 +52,13 @@ class DeviceLoop:
 
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:
         self._on_error = on_error
-        self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        try:
+            self._epoll = select.epoll()
+            self._epoll.register(self._wake_fd, select.EPOLLIN)
+        except BaseException:
+            os.close(self._wake_fd)
+            raise
         self._lock = _thread.allocate_lock()
         self._callbacks: dict[int, list[Callable[[], None] | None]] = {}  # fd -> [on readable, on writable]
         self._files: set[int] = set()  # regular files and the like: always ready, unknown to epoll

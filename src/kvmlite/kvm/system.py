@@ -39,20 +39,27 @@ class Kvm:
     """
 
     def __init__(self, path: str = DEFAULT_PATH) -> None:
+        self.path = path
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             number = error.errno or 0
             raise HostError(f"cannot open {path}: {os.strerror(number)}", number, hint=open_hint(number)) from error
         try:
+            self._check_version()
+            self._run_size = ioctl(self.fd, ioctls.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE")
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_version(self) -> None:
+        try:
             version = self.api_version()
         except KvmError as error:
-            self.close()
-            raise HostError(f"{path} is not KVM: {os.strerror(error.errno or 0)}", error.errno or 0) from error
+            number = error.errno or 0
+            raise HostError(f"{self.path} is not KVM: {os.strerror(number)}", number) from error
         if version != KVM_API_VERSION:
-            self.close()
-            raise UnsupportedError(f"{path} speaks KVM API version {version}; kvmlite needs {KVM_API_VERSION}")
-        self._run_size = ioctl(self.fd, ioctls.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE")
+            raise UnsupportedError(f"{self.path} speaks KVM API version {version}; kvmlite needs {KVM_API_VERSION}")
 
     def __enter__(self) -> Kvm:
         return self

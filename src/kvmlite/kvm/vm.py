@@ -138,7 +138,7 @@ class Vm:
         fd = ioctl(self.fd, ioctls.KVM_CREATE_VCPU, vcpu_id, f"KVM_CREATE_VCPU(vcpu_id={vcpu_id})")
         try:
             shared = mmap.mmap(fd, self._run_size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        except OSError:
+            return Vcpu(fd, vcpu_id, shared, bus)  # the mapping ends with its last reference
+        except BaseException:
             os.close(fd)
             raise
-        return Vcpu(fd, vcpu_id, shared, bus)

@@ -71,10 +71,14 @@ class Machine:
         self._parts_lock = _thread.RLock()  # build, start and finish: what makes or gives back parts and threads
         self._report: ExitReport | None = None
         self._exits_seen = -1
-        self._cancel_output = EventFd()
         self._console_error: OSError | None = None
-        self._console = ConsoleSink(config.console_fd, self._cancel_output, self._console_broken)
         self._loop = DeviceLoop(self._device_failed)
+        try:
+            self._cancel_output = EventFd()
+        except BaseException:
+            self._loop.stop()
+            raise
+        self._console = ConsoleSink(config.console_fd, self._cancel_output, self._console_broken)
 
     def __enter__(self) -> Machine:
         return self

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from kvmlite.host.eventfd import EventFd
 from kvmlite.memory.guest_memory import GuestMemory
 from kvmlite.testing.driver_queue import DriverQueue
 from kvmlite.testing.loop import ManualLoop
@@ -64,16 +66,20 @@ class VirtioRig:
             on_error=self.errors.append,
             map_memory=self._map_memory,
         )
-        try:
+        with ExitStack() as parts:
+            parts.callback(self.memory.close)
+            self._eventfds = [parts.enter_context(closing(EventFd()))]
             self.device = factory(resources)
-        except BaseException:
-            self.memory.close()
-            raise
-        self.irq_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.kick_eventfds = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.device.queue_sizes)
-        self.transport = MmioTransport(
-            self.device, self.memory, self.loop, self.irq_eventfd, self.kick_eventfds, self.errors.append
-        )
+            parts.callback(self.device.close)
+            for _ in self.device.queue_sizes:
+                self._eventfds.append(parts.enter_context(closing(EventFd())))
+            self.irq_eventfd, *kicks = (eventfd.fd for eventfd in self._eventfds)
+            self.kick_eventfds = tuple(kicks)
+            self.transport = MmioTransport(
+                self.device, self.memory, self.loop, self.irq_eventfd, self.kick_eventfds, self.errors.append
+            )
+            parts.callback(self.transport.close)
+            self._parts = parts.pop_all()
         self.driver = MmioDriver(self.transport)
         self.queues = [
             DriverQueue(
@@ -100,11 +106,7 @@ class VirtioRig:
 
     def close(self) -> None:
         """Give everything back, in the machine's order."""
-        self.transport.close()
-        self.device.close()
-        for fd in (self.irq_eventfd, *self.kick_eventfds):
-            os.close(fd)
-        self.memory.close()
+        self._parts.close()
 
     def start(self, features: int | None = None) -> None:
         """Bring the driver up with all queues and let the device see them."""

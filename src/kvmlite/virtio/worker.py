@@ -78,11 +78,19 @@ class QueueWorker:
         return not fds.poll(0) and bool(lib.kvl_worker_is_waiting(native)) and native.sleeps == sleep
 
     def start(self) -> None:
-        """Start serving; each queue is looked at once, kicked or not."""
+        """Start serving; each queue is looked at once, kicked or not.
+
+        Raises:
+            RuntimeError: The host has no more threads.
+        """
         if self._thread is not None:
             raise StateError(f"{self._name} has been started already")
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the host has no more threads
+            self._thread = None
+            raise
 
     def _run(self) -> None:
         lib.kvl_thread_set_name(self._name.encode()[:15])

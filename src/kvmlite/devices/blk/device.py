@@ -157,17 +157,23 @@ class VirtioBlk:
         self._config_space = _config_space(backing, spec.queues)
         self._limiter = _make_limiter(spec)
         self._config.limiter = self._limiter or ffi.NULL
-        self._workers = [
-            QueueWorker(
-                f"{self.name}-{index}",
-                self._make_on_return(index),
-                spin_max_us=SPIN_MAX_US,
-                on_stop=self._make_on_stop(index),
-            )
-            for index in range(spec.queues)
-        ]
-        self._timers = [TimerFd() for _ in self._workers] if self._limiter else []
-        self._rings = self._make_rings(spec)
+        self._workers: list[QueueWorker] = []
+        self._timers: list[TimerFd] = []
+        self._rings: list[_Ring] = []
+        try:
+            for index in range(spec.queues):
+                self._add_worker(index)
+            self._rings = self._make_rings(spec)
+        except BaseException:
+            self._close_parts()
+            raise
+
+    def _add_worker(self, index: int) -> None:
+        on_return, on_stop = self._make_on_return(index), self._make_on_stop(index)
+        name = f"{self.name}-{index}"
+        self._workers.append(QueueWorker(name, on_return, spin_max_us=SPIN_MAX_US, on_stop=on_stop))
+        if self._limiter:
+            self._timers.append(TimerFd())
 
     def _make_rings(self, spec: Disk) -> list[_Ring]:
         if spec.engine == "sync" or spec.overlay:
@@ -267,13 +273,17 @@ class VirtioBlk:
     def close(self) -> None:
         """End the threads, close and unlock the image."""
         self.reset()
+        self._close_parts()
+        self._backing.close()
+
+    def _close_parts(self) -> None:
+        """Close what the queues share with their workers, which have ended."""
         for worker in self._workers:
             worker.close()
         for timer in self._timers:
             timer.close()
         for ring in self._rings:
             ring.close()
-        self._backing.close()
 
 
 def _make_limiter(spec: Disk) -> Any:

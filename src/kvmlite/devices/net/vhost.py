@@ -59,16 +59,17 @@ class VhostPair:
         self._memory = resources.memory
         self._lock = _thread.allocate_lock()
         self._is_served = False
-        self._vhost = Vhost(VHOST_NET)
+        self.is_running = False
         self._queues: list[VhostQueue] = []
+        self._vhost = Vhost(VHOST_NET)
         try:
             if self._vhost.features() & _FEATURES != _FEATURES:
                 raise HostError(f"{VHOST_NET} is too old: it lacks features of VIRTIO 1.0")
-            self._queues += [VhostQueue(self._vhost, index, resources.loop) for index in (_RX, _TX)]
+            for index in (_RX, _TX):
+                self._queues.append(VhostQueue(self._vhost, index, resources.loop))
         except BaseException:
-            self._vhost.close()
+            self.close()
             raise
-        self.is_running = False
 
     def start(
         self,

@@ -71,7 +71,8 @@ class VhostVsock:
         try:
             self.cid = self._take_cid(cid)
             self._vhost_features = self._vhost.features()
-            self._errors += [EventFd() for _ in SERVED_QUEUES]
+            for _ in SERVED_QUEUES:
+                self._errors.append(EventFd())
         except BaseException:
             self.close()
             raise

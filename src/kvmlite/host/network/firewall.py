@@ -6,6 +6,7 @@ rewrote it; refused connections are answered at once (TCP reset, ICMP administra
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 from kvmlite.errors import HostError
@@ -15,6 +16,7 @@ from kvmlite.records import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import IO
 
     from kvmlite.host.network.egress import EgressRule
     from kvmlite.host.network.publish import Publish
@@ -71,16 +73,28 @@ def run_nft(script: str) -> None:
         HostError: As ``add_table``.
     """
     command = [find_program("nft", "/usr/sbin/nft", package="nftables"), "-f", "-"]
-    try:
-        done = subprocess.run(command, input=script, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise HostError(f"nft has not answered for {_TIMEOUT_S:g} s") from error
+    # Files rather than pipes: subprocess forgets the first of several pipes if the host has no descriptors for the second.
+    with _memory_file() as rules, _memory_file() as output:
+        rules.write(script)
+        rules.seek(0)
+        try:
+            done = subprocess.run(
+                command, check=False, stdin=rules, stdout=output, stderr=subprocess.STDOUT, timeout=_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise HostError(f"nft has not answered for {_TIMEOUT_S:g} s") from error
+        output.seek(0)
+        said = output.read()
     if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         raise HostError(
             f"nft refused the rules for a guest: {lines[0] if lines else f'status {done.returncode}'}",
             hint="NAT needs root (CAP_NET_ADMIN) and a kernel with nf_tables and NAT; --net user needs neither",
         )
+
+
+def _memory_file() -> IO[str]:
+    return open(os.memfd_create("nft", os.MFD_CLOEXEC), "w+", encoding="utf-8", errors="replace")
 
 
 def table(translation: Translation) -> str:

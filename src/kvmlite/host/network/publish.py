@@ -88,9 +88,9 @@ def _bind(publishes: tuple[Publish, ...], *, reuse: bool) -> list[socket.socket]
     held: list[socket.socket] = []
     for publish in publishes:
         is_tcp = publish.protocol == "tcp"
-        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM)
-        held.append(holder)
         try:
+            holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM)
+            held.append(holder)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse and is_tcp))
             holder.bind((publish.host_address, publish.host_port))
         except OSError as error:

@@ -43,9 +43,15 @@ class Ledger:
     def __init__(self, name: str, queues: Sequence[Virtqueue], irq_fd: int) -> None:
         self._irq_fd = irq_fd
         self._worker = QueueWorker(name, lambda code, source: False)
-        self._entries = {queue.index: _Entry(queue, irq_fd) for queue in queues if queue.layout is not None}
-        for entry in self._entries.values():
-            lib.kvl_ledger_add_to_worker(entry.native, self._worker.native)
+        self._entries: dict[int, _Entry] = {}
+        try:
+            for queue in queues:
+                if queue.layout is not None:
+                    entry = self._entries[queue.index] = _Entry(queue, irq_fd)
+                    lib.kvl_ledger_add_to_worker(entry.native, self._worker.native)
+        except BaseException:
+            self.close()
+            raise
 
     def call_fd(self, queue: Virtqueue) -> int:
         """What the back end is to signal for a queue."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -16,9 +17,9 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
     Raises:
         OSError: No room for sockets, or no place for temporary files.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        client = sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         with tempfile.TemporaryDirectory(prefix="kvmlite-") as directory:
             parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -28,8 +29,5 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
                 client.connect(address)
             finally:
                 os.close(parent)
-    except BaseException:
-        listener.close()
-        client.close()
-        raise
+        sockets.pop_all()
     return listener, client
