@@ -24,6 +24,7 @@ enum {
 	TOP_FD = 1001,
 	DISK_SIZE = 64 * 4096,
 	BOUNCE_SIZE = 8192,
+	STEP_SIZE = 16384,
 	OPTIONS = 4,
 	STEPS = 32,
 };
@@ -36,6 +37,7 @@ enum {
 	OPTION_NO_FLUSH = 16,
 	OPTION_FAILS = 32,
 	OPTION_RING = 64,
+	OPTION_STOPS = 128,
 };
 
 static uint8_t base[DISK_SIZE], top[DISK_SIZE], bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
@@ -44,6 +46,15 @@ static uint64_t disk_size, requests, statuses[4], fail_state;
 static int may_write_base, irq_fd = -1, timer_fd, ring_file;
 static struct kvl_uring ring;
 static int has_ring, has_overlay;
+static struct kvl_disk *stopping; /* a disk that is told to stop during one of its calls, or NULL */
+
+/* The disk has done (size) bytes at once: never more than a step. */
+static void count_step(uint64_t size)
+{
+	require(size <= STEP_SIZE, "more than a step at a time");
+	if (stopping)
+		__atomic_store_n(&stopping->is_stopping, 1, __ATOMIC_RELAXED);
+}
 
 /* What a call of this disk does: 0 what it should, else an errno, or a short transfer (-1). */
 static int next_failure(void)
@@ -92,6 +103,7 @@ static ssize_t transfer(int fd, const struct iovec *iov, int count, off_t offset
 		if (failure == -1)
 			break;
 	}
+	count_step(total);
 	return (ssize_t)total;
 }
 
@@ -118,6 +130,7 @@ int fallocate(int fd, int mode, off_t offset, off_t size)
 		errno = failure;
 		return -1;
 	}
+	count_step((uint64_t)size);
 	memset((fd == TOP_FD ? top : base) + offset, 0, (size_t)size);
 	return 0;
 }
@@ -175,7 +188,11 @@ static void live(const struct kvl_virtq_layout *layout, const uint8_t *options, 
 	static struct kvl_cow cow;
 	static struct kvl_bounce bounce;
 	static struct kvl_limiter limiter;
-	struct kvl_disk disk = {.fd = BASE_FD, .size = DISK_SIZE - 512 * (uint64_t)(options[1] & 7)};
+	struct kvl_disk disk = {
+		.fd = BASE_FD,
+		.size = DISK_SIZE - 512 * (uint64_t)(options[1] & 7),
+		.step_size = STEP_SIZE,
+	};
 	struct kvl_blk_config config = {.disk = &disk, .block_size = KVL_BLK_SECTOR, .id = "fuzz"};
 	struct kvl_worker worker;
 	struct kvl_virtq q;
@@ -194,6 +211,7 @@ static void live(const struct kvl_virtq_layout *layout, const uint8_t *options, 
 	config.is_read_only = options[0] & OPTION_READ_ONLY;
 	config.has_flush = !(options[0] & OPTION_NO_FLUSH);
 	may_write_base = !config.is_read_only && !(options[0] & OPTION_COW);
+	stopping = options[0] & OPTION_STOPS ? &disk : NULL;
 	fail_state = options[0] & OPTION_FAILS ? 1 + ((uint64_t)options[2] << 8 | options[3]) : 0;
 	if (options[0] & OPTION_COW) {
 		memset(written, 0, sizeof(written));
@@ -238,6 +256,7 @@ require(code == 0 || (code == KVL_BLK_HOST_ERROR && blk.error > 0 && (fail_state
 	}
 	if (uses_ring)
 		finish_ring(&blk, &worker);
+	stopping = NULL;
 	count_statuses(&blk);
 }
 

@@ -138,7 +138,7 @@ def test_a_request_may_be_cut_anywhere(attach: Rigger) -> None:
 def test_the_capacity_and_limits_are_in_configuration_space(attach: Rigger) -> None:
     rig = attach(queues=3)
     fields = abi.VIRTIO_BLK_CONFIG.unpack(rig.driver.read_config(0, abi.VIRTIO_BLK_CONFIG.size))
-    assert fields == (2048, 0, 254, 0, 0, 0, 512, 3, 0, 8, 0, 0, 0, 3, 1 << 21, 16, 1, 1 << 21, 16, 1)
+    assert fields == (2048, 0, 254, 0, 0, 0, 512, 3, 0, 8, 0, 0, 0, 3, 1 << 21, 16, 1, 1 << 17, 16, 1)
 
 
 def test_every_queue_serves_the_same_disk(attach: Rigger) -> None:
@@ -274,6 +274,50 @@ def test_odd_segments_change_nothing(attach: Rigger, image: Path, data: bytes, s
     for kind in (abi.VIRTIO_BLK_T_DISCARD, abi.VIRTIO_BLK_T_WRITE_ZEROES):
         assert submit(rig, kind, data=data)[0] == status
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("spec", [{}, {"engine": "io_uring"}, {"direct": True}, {"overlay": "discard"}])
+@pytest.mark.parametrize("kind", ["read", "write", "zero", "zero and free", "discard"])
+def test_a_long_request_leaves_off_when_the_disk_is_to_stop(
+    attach: Rigger, image: Path, spec: dict[str, Any], kind: str
+) -> None:
+    """It does the step it is at, no more; the next driver finds the disk as any other."""
+    step, size = 4096, 16384
+    rig = attach(**spec)
+    native = rig.device._backing.native  # type: ignore[attr-defined]
+    native.step_size = step
+    if native.bounce:
+        native.bounce.size = step
+    native.is_stopping = 1  # as reset does, from another thread
+    if kind == "read":
+        status, _ = read(rig, 0, size)
+    elif kind == "write":
+        status = write(rig, 0, bytes(size))
+    else:
+        request = abi.VIRTIO_BLK_T_DISCARD if kind == "discard" else abi.VIRTIO_BLK_T_WRITE_ZEROES
+        status, _ = submit(rig, request, data=segment(0, SECTORS, kind == "zero and free"))
+    assert status == IOERR
+    assert rig.warnings == []
+    rig.restart()
+    changed = b"" if kind == "read" else bytes(step)
+    assert read(rig, 0, 2 * step) == (OK, changed + pattern(2 * step - len(changed)))
+    assert read(rig, SECTORS - 1, 512) == (OK, pattern(512))
+
+
+def test_a_request_of_one_step_is_done_also_when_the_disk_is_to_stop(attach: Rigger) -> None:
+    rig = attach()
+    rig.device._backing.native.is_stopping = 1  # type: ignore[attr-defined]
+    assert read(rig, 3, 512) == (OK, pattern(512))
+
+
+def test_zeros_that_have_to_be_written_are_not_many(attach: Rigger, image: Path) -> None:
+    """64 MiB a segment; a discard, which is never written, 1 GiB."""
+    os.truncate(image, 2 << 30)
+    rig = attach()
+    assert submit(rig, abi.VIRTIO_BLK_T_WRITE_ZEROES, data=segment(0, (1 << 17) + 1, 1))[0] == IOERR
+    assert submit(rig, abi.VIRTIO_BLK_T_WRITE_ZEROES, data=segment(0, 1 << 17, 1))[0] == OK
+    assert submit(rig, abi.VIRTIO_BLK_T_DISCARD, data=segment(0, (1 << 21) + 1))[0] == IOERR
+    assert submit(rig, abi.VIRTIO_BLK_T_DISCARD, data=segment(0, 1 << 21))[0] == OK
 
 
 def test_a_discard_has_no_flags(attach: Rigger) -> None:

@@ -28,14 +28,14 @@ void kvl_blk_init(struct kvl_blk *blk, const struct kvl_blk_config *config, stru
 		slots[i].next_free = i + 1u < queue->size ? i + 1 : NO_SLOT;
 }
 
-/* Give a request back, and keep an errno for Python if it is the first of its kind. */
+/* Give a request back, and keep an errno for Python if it is the first of its kind. That it was cut short is no news. */
 static void complete(struct kvl_blk *blk, const struct kvl_blk_request *request, const struct kvl_blk_answer *answer)
 {
 	uint32_t word = (uint32_t)answer->error / 64 % 3;
 	uint64_t bit = UINT64_C(1) << ((uint32_t)answer->error % 64);
 
 	kvl_blk_complete(blk->queue, request, answer);
-	if (answer->error && !(blk->told[word] & bit)) {
+	if (answer->error && answer->error != ECANCELED && !(blk->told[word] & bit)) {
 		blk->told[word] |= bit;
 		blk->error = answer->error;
 	}
@@ -94,6 +94,12 @@ static bool take(struct kvl_blk *blk, struct iovec *iov, struct kvl_blk_request 
 	return true;
 }
 
+/* Whether a visit goes on after so many requests. */
+static bool has_time(const struct kvl_blk *blk, int done)
+{
+	return !done || (done < VISIT_REQUESTS && !kvl_disk_is_stopping(blk->config->disk));
+}
+
 /* After a batch: one interrupt, a wait if the limiter says so, and the code for kvl_worker_run. */
 static int conclude(struct kvl_blk *blk, uint64_t wait_ns)
 {
@@ -111,7 +117,7 @@ static int serve_queue(void *context)
 	uint64_t wait_ns = 0;
 
 	blk->error = 0;
-	for (int i = 0; i < VISIT_REQUESTS; i++) {
+	for (int i = 0; has_time(blk, i); i++) {
 		struct kvl_blk_request request;
 		struct kvl_blk_answer answer;
 
@@ -142,11 +148,13 @@ static void prepare(struct kvl_blk *blk, uint32_t number)
 	}
 }
 
-/* Whether the ring can do it: data in buffers that the disk takes, or a flush. */
+/* Whether the ring can do it: one step's data, as nobody can stop it, in buffers that the disk takes; or a flush. */
 static bool suits_ring(const struct kvl_blk *blk, const struct kvl_blk_request *request)
 {
 	const struct kvl_disk *disk = blk->config->disk;
 
+	if (kvl_blk_data_size(request) > disk->step_size)
+		return false;
 	switch (request->type) {
 	case VIRTIO_BLK_T_IN:
 		return request->writable_size && kvl_disk_takes(disk, request->writable, request->writable_count);
@@ -263,7 +271,7 @@ static int feed_ring(void *context)
 
 	blk->error = 0;
 	reap(blk);
-	for (int i = 0; i < VISIT_REQUESTS && blk->first_free != NO_SLOT; i++) {
+	for (int i = 0; has_time(blk, i) && blk->first_free != NO_SLOT; i++) {
 		uint32_t number = blk->first_free;
 		struct kvl_blk_slot *slot = &blk->slots[number];
 		struct kvl_blk_answer answer;

@@ -153,11 +153,13 @@ static uint8_t check_segment(const struct kvl_blk_config *config, uint32_t type,
 			     const struct virtio_blk_discard_write_zeroes *segment)
 {
 	uint32_t sectors = le32toh(segment->num_sectors), flags = le32toh(segment->flags);
-	uint32_t known = type == VIRTIO_BLK_T_DISCARD ? 0 : VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+	bool is_discard = type == VIRTIO_BLK_T_DISCARD;
+	uint32_t known = is_discard ? 0 : VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+	uint32_t most = is_discard ? KVL_BLK_MAX_DISCARD_SECTORS : KVL_BLK_MAX_ZERO_SECTORS;
 
 	if (flags & ~known)
 		return VIRTIO_BLK_S_UNSUPP;
-	if (sectors > KVL_BLK_MAX_ZERO_SECTORS)
+	if (sectors > most)
 		return VIRTIO_BLK_S_IOERR;
 	if (!is_inside(config, le64toh(segment->sector), (uint64_t)sectors * KVL_BLK_SECTOR))
 		return VIRTIO_BLK_S_IOERR;

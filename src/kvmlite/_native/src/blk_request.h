@@ -16,8 +16,9 @@
 enum {
 	KVL_BLK_SECTOR = 512,
 	KVL_BLK_ID_SIZE = 20,
-	KVL_BLK_MAX_SEGMENTS = 16,          /* of one discard or write-zeroes */
-	KVL_BLK_MAX_ZERO_SECTORS = 1 << 21, /* 1 GiB in one segment of these */
+	KVL_BLK_MAX_SEGMENTS = 16,             /* of one discard or write-zeroes */
+	KVL_BLK_MAX_DISCARD_SECTORS = 1 << 21, /* 1 GiB in one segment */
+	KVL_BLK_MAX_ZERO_SECTORS = 1 << 17,    /* 64 MiB: they are written where the host cannot do better */
 };
 
 /* Of a disk, the same for all its queues. Written before the workers run, then only read. */

@@ -32,6 +32,31 @@ int kvl_disk_write_flags(const struct kvl_disk *disk, bool durable)
 	return durable && !disk->is_private ? RWF_DSYNC : 0;
 }
 
+bool kvl_disk_is_stopping(const struct kvl_disk *disk)
+{
+	return __atomic_load_n(&disk->is_stopping, __ATOMIC_RELAXED);
+}
+
+/* A part of a long request, which ends at a multiple of the step's size: no block of the file system, no cluster is cut. */
+struct step {
+	uint64_t offset, size; /* no size: there is none left */
+	uint64_t end;          /* of the request */
+};
+
+static struct step step_at(const struct kvl_disk *disk, uint64_t offset, uint64_t end)
+{
+	uint64_t most = disk->step_size - (offset & (disk->step_size - 1));
+
+	return (struct step){.offset = offset, .size = end - offset < most ? end - offset : most, .end = end};
+}
+
+/* To the next step, after one that came to (error); 0 or an errno. */
+static int advance(const struct kvl_disk *disk, struct step *step, int error)
+{
+	*step = step_at(disk, step->offset + step->size, step->end);
+	return !error && step->size && kvl_disk_is_stopping(disk) ? ECANCELED : error;
+}
+
 /* Move the data through an aligned buffer. */
 static int move_bounced(const struct kvl_disk *disk, const struct iovec *iov, uint32_t count, uint64_t offset,
 			uint64_t size, bool is_write, int flags)
@@ -54,6 +79,8 @@ static int move_bounced(const struct kvl_disk *disk, const struct iovec *iov, ui
 				kvl_iov_write(iov, count, done, bounce->buffer, step);
 		}
 		done += step;
+		if (!error && done < size && !(done & (disk->step_size - 1)) && kvl_disk_is_stopping(disk))
+			error = ECANCELED;
 	}
 	pthread_mutex_unlock(&bounce->lock);
 	return error;
@@ -62,25 +89,38 @@ static int move_bounced(const struct kvl_disk *disk, const struct iovec *iov, ui
 int kvl_disk_read(const struct kvl_disk *disk, struct iovec *iov, uint32_t count, uint64_t offset, uint64_t size)
 {
 	struct kvl_iovecs to = {.iov = iov, .count = count};
+	struct step step = step_at(disk, offset, offset + size);
+	int error = 0;
 
-	if (disk->cow)
-		return kvl_cow_read(disk->cow, &to, offset, size);
-	if (!kvl_disk_takes(disk, iov, count))
+	if (!disk->cow && !kvl_disk_takes(disk, iov, count))
 		return move_bounced(disk, iov, count, offset, size, false, 0);
-	return kvl_file_read(disk->fd, &to, offset, size);
+	while (step.size && !error) {
+		if (disk->cow)
+			error = kvl_cow_read(disk->cow, &to, step.offset, step.size);
+		else
+			error = kvl_file_read(disk->fd, &to, step.offset, step.size);
+		error = advance(disk, &step, error);
+	}
+	return error;
 }
 
 int kvl_disk_write(const struct kvl_disk *disk, struct iovec *iov, uint32_t count, uint64_t offset, uint64_t size,
 		   bool durable)
 {
 	struct kvl_iovecs from = {.iov = iov, .count = count};
-	int flags = kvl_disk_write_flags(disk, durable);
+	struct step step = step_at(disk, offset, offset + size);
+	int flags = kvl_disk_write_flags(disk, durable), error = 0;
 
-	if (disk->cow)
-		return kvl_cow_write(disk->cow, &from, offset, size);
-	if (!kvl_disk_takes(disk, iov, count))
+	if (!disk->cow && !kvl_disk_takes(disk, iov, count))
 		return move_bounced(disk, iov, count, offset, size, true, flags);
-	return kvl_file_write(disk->fd, &from, offset, size, flags);
+	while (step.size && !error) {
+		if (disk->cow)
+			error = kvl_cow_write(disk->cow, &from, step.offset, step.size);
+		else
+			error = kvl_file_write(disk->fd, &from, step.offset, step.size, flags);
+		error = advance(disk, &step, error);
+	}
+	return error;
 }
 
 int kvl_disk_flush(const struct kvl_disk *disk)
@@ -94,7 +134,7 @@ int kvl_disk_flush(const struct kvl_disk *disk)
 	return 0;
 }
 
-int kvl_disk_discard(const struct kvl_disk *disk, uint64_t offset, uint64_t size)
+static int discard_step(const struct kvl_disk *disk, uint64_t offset, uint64_t size)
 {
 	uint64_t range[2] = {offset, size};
 	int error;
@@ -108,9 +148,27 @@ int kvl_disk_discard(const struct kvl_disk *disk, uint64_t offset, uint64_t size
 	return kvl_file_is_unsupported(error) ? 0 : error;
 }
 
+int kvl_disk_discard(const struct kvl_disk *disk, uint64_t offset, uint64_t size)
+{
+	struct step step = step_at(disk, offset, offset + size);
+	int error = 0;
+
+	while (step.size && !error)
+		error = advance(disk, &step, discard_step(disk, step.offset, step.size));
+	return error;
+}
+
 int kvl_disk_zero(const struct kvl_disk *disk, uint64_t offset, uint64_t size, bool may_unmap)
 {
-	if (disk->cow)
-		return kvl_cow_zero(disk->cow, offset, size);
-	return kvl_file_zero(disk->fd, offset, size, may_unmap);
+	struct step step = step_at(disk, offset, offset + size);
+	int error = 0;
+
+	while (step.size && !error) {
+		if (disk->cow)
+			error = kvl_cow_zero(disk->cow, step.offset, step.size);
+		else
+			error = kvl_file_zero(disk->fd, step.offset, step.size, may_unmap);
+		error = advance(disk, &step, error);
+	}
+	return error;
 }

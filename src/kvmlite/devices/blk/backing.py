@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvmlite.devices.blk import Disk
 
 _BOUNCE_SIZE = 1 << 17
+_STEP_SIZE = 1 << 24  # takes a slow disk a second or so
 
 
 class Backing:
@@ -39,6 +40,7 @@ class Backing:
         self.path, self.size, self.block_size = self._file.path, self._file.size, self._file.block_size
         self.native = ffi.new("struct kvl_disk *")
         self.native.fd, self.native.size, self.native.is_device = self._file.fd, self.size, self._file.is_device
+        self.native.step_size = _STEP_SIZE
         try:
             if is_private:
                 self._use_copy()

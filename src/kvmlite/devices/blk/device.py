@@ -216,16 +216,18 @@ class VirtioBlk:
             lib.kvl_blk_add_to_worker(active.native, self._workers[index].native, queue.kick_eventfd, timer)
             started[index] = active
         self._queues = started  # at once: others may be counting
+        self._backing.native.is_stopping = 0
         for index in self._queues:
             self._workers[index].start()
 
     def reset(self) -> None:
-        """End the threads; requests under way have ended when this returns.
+        """End the threads; requests under way have ended when this returns, long ones after the step they are at.
 
         Raises:
             StateError: The host holds one of them, and its thread goes on when it lets go.
         """
         stuck: StateError | None = None
+        self._backing.native.is_stopping = 1
         for worker in self._workers:
             try:
                 worker.stop()
@@ -319,7 +321,7 @@ def _config_space(backing: Backing, queues: int) -> bytes:
         0,  # opt_io_size
         *(0, 0),  # wce
         queues,
-        lib.KVL_BLK_MAX_ZERO_SECTORS,
+        lib.KVL_BLK_MAX_DISCARD_SECTORS,
         lib.KVL_BLK_MAX_SEGMENTS,
         backing.block_size // SECTOR_SIZE,
         lib.KVL_BLK_MAX_ZERO_SECTORS,
