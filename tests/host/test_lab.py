@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAB = ROOT / "scripts/lab"
 
-pytestmark = [pytest.mark.lab_host, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab_host, pytest.mark.timeout(400)]
 
 #: Every byte value, and more than any pipe or port on the way holds.
 STDIN = bytes(range(256)) * 4096
@@ -48,6 +48,8 @@ class Visit:
     stray: Path
     out: Path
     seen: list[str]
+    begin_s: float
+    end_s: float
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,9 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
     (taken / "note").write_text("taken along")
     environment = {**os.environ, "LAB_OUT": str(out), "PLAIN": "withheld", "KVMLITE_MARK": "passed"}
     command = [LAB, "--with", taken, "--env", f"WITH={taken}", "--", "sh", "-c", SCRIPT]
+    begin_s = time.time()
     done = subprocess.run(command, check=False, cwd=ROOT / "src", env=environment, input=STDIN, capture_output=True)
-    return Visit(done, taken / "stray", out, done.stdout.decode().splitlines())
+    return Visit(done, taken / "stray", out, done.stdout.decode().splitlines(), begin_s, time.time())
 
 
 def test_exit_code_is_the_commands(visit: Visit) -> None:
@@ -88,7 +91,7 @@ def test_devices_command_and_kernels_are_there(visit: Visit) -> None:
 
 
 def test_clock_is_right(visit: Visit) -> None:
-    assert abs(int(visit.seen[11]) - time.time()) < 60
+    assert visit.begin_s - 60 < int(visit.seen[11]) < visit.end_s + 60
 
 
 def test_only_the_out_directory_comes_back(visit: Visit) -> None:
@@ -104,7 +107,7 @@ def test_only_the_out_directory_comes_back(visit: Visit) -> None:
 def test_timeout_ends_the_command_with_124_and_keeps_what_it_wrote(tmp_path: Path) -> None:
     environment = {**os.environ, "LAB_OUT": str(tmp_path / "out")}
     script = "echo begun; echo kept >$LAB_OUT/file; sleep 1000"
-    for limit_s in (1, 5, 25):  # a busy host may not get as far as the script in a second
+    for limit_s in (1, 5, 25, 100):  # a busy host may not get as far as the script in a second
         command = [LAB, "--timeout", str(limit_s), "--", "sh", "-c", script]
         done = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
         assert done.returncode == 124
@@ -120,7 +123,7 @@ def test_a_signal_leaves_no_machine_behind(number: int, status: int) -> None:
     with subprocess.Popen([LAB, "sleep", "1000"], stdin=subprocess.DEVNULL) as lab:
         machine = _wait_for_child(lab.pid)
         lab.send_signal(number)
-        assert lab.wait(timeout=30) == status
+        assert lab.wait(timeout=120) == status
     deadline = time.monotonic() + 30
     while _is_running(machine) and time.monotonic() < deadline:
         time.sleep(0.01)

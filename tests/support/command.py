@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = (sys.executable, str(ROOT / "scripts/kvmlite"))
-_GRACE_S = 10.0
+_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _PAGE_SIZE = 4096
 _HUGE_PAGE_SIZE = 2 << 20
-_GRACE_S = 10.0  # a thread that has said goodbye still needs a moment to leave /proc
+_GRACE_S = 30.0  # a thread that has said goodbye still needs a moment to leave /proc
 
 
 def open_descriptors() -> set[tuple[int, str]]:

@@ -18,7 +18,7 @@ from kvmlite.host.tap import VNET_HEADER_SIZE, make_tap
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 GUEST_MAC = "52:54:00:12:34:56"
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FIRST_RING = 0x10000
 _QUEUE_SPACE = 0x20000  # rings and arena of one queue
 _MAX_DRIVER_SIZE = 512
-_SETTLE_TIMEOUT_S = 10.0
+_SETTLE_TIMEOUT_S = 60.0
 
 
 class VirtioRig:

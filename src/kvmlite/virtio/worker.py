@@ -77,6 +77,11 @@ class QueueWorker:
         # Still the same sleep: what is watched has not changed meanwhile, and nothing has come.
         return not fds.poll(0) and bool(lib.kvl_worker_is_waiting(native)) and native.sleeps == sleep
 
+    def is_idle_with(self, condition: Callable[[], bool]) -> bool:
+        """Whether it is idle and ``condition`` true at the same moment: it looks at what the thread writes. Any thread."""
+        sleep = self._native.sleeps
+        return self.is_idle and condition() and self.is_idle and self._native.sleeps == sleep
+
     def start(self) -> None:
         """Start serving; each queue is looked at once, kicked or not.
 

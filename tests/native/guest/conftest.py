@@ -46,7 +46,7 @@ class AgentProcess:
 
     def __init__(self, program: Path, log: Path) -> None:
         self.stream, theirs = socket.socketpair()
-        self.stream.settimeout(30)
+        self.stream.settimeout(60)
         self.log = log
         sanitizers = {"ASAN_OPTIONS": "exitcode=99:detect_leaks=1", "UBSAN_OPTIONS": "exitcode=99"}
         with theirs, open(log, "wb") as errors:
@@ -60,7 +60,7 @@ class AgentProcess:
 
     def finish(self) -> int:
         """Wait for its end; the channel has been closed."""
-        status = self.process.wait(30)
+        status = self.process.wait(60)
         text = self.log.read_text(errors="replace")
         assert "Sanitizer" not in text, text
         assert "runtime error" not in text, text
@@ -145,7 +145,7 @@ def run(client: AgentClient) -> Callable[..., ExecHandle]:
     def run_to_end(*argv: str, **options: Any) -> ExecHandle:
         options.setdefault("env", {"PATH": PATH})
         handle = client.exec(argv, **options)
-        handle.wait(20)
+        handle.wait(60)
         return handle
 
     return run_to_end

@@ -132,11 +132,16 @@ def test_command_that_closes_its_input_is_not_fed(client: AgentClient) -> None:
     assert handle.wait(30) == 6
 
 
-def test_agent_leaks_no_descriptors(run: Run, agent_process: AgentProcess) -> None:
+def test_agent_leaks_no_descriptors(client: AgentClient, run: Run, agent_process: AgentProcess) -> None:
     fds = Path(f"/proc/{agent_process.process.pid}/fd")
+
+    def count() -> int:
+        client.ping(30)  # what it was at when it told us of the end is done
+        return len(list(fds.iterdir()))
+
     run("true")
-    before = len(list(fds.iterdir()))
+    before = count()
     for _ in range(10):
         run("cat", stdin=b"x")
         run("true", tty=(80, 24))
-    assert len(list(fds.iterdir())) == before
+    assert count() == before

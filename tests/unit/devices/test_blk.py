@@ -389,6 +389,14 @@ def test_a_batch_raises_few_interrupts(attach: Rigger) -> None:
     assert 1 <= rig.take_irq() <= 3
 
 
+def test_a_worker_that_wakes_while_it_is_looked_at_is_not_idle(attach: Rigger) -> None:
+    rig = attach()
+    (worker,) = rig.device._workers  # type: ignore[attr-defined]
+    assert not worker.is_idle_with(lambda: False)
+    assert not worker.is_idle_with(lambda: read(rig, 0, 512) == (OK, pattern(512)))
+    assert worker.is_idle_with(lambda: True)
+
+
 @pytest.mark.parametrize("spin_us", [0.0, 100.0])
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_no_request_is_lost_by_a_driver_that_kicks_only_when_it_must(
@@ -658,7 +666,7 @@ def test_limits_make_the_driver_wait_and_lose_nothing(attach: Rigger, limits: di
     used = rig.queues[0].take_all_used()
     assert [len(entry.data) for entry in used] == [1, 1025] * 10
     assert {entry.data[-1] for entry in used} == {OK}
-    assert rig.device.statistics().pauses >= 10  # type: ignore[attr-defined]
+    assert rig.device.statistics().pauses > 0  # type: ignore[attr-defined]
 
 
 def test_a_reset_ends_a_wait(attach: Rigger) -> None:

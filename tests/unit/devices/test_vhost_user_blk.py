@@ -14,14 +14,21 @@ from pathlib import Path
 import pytest
 
 from kvmlite import ConfigError, FormattedDisk, HostError, ImageError
+from kvmlite.devices import vhost_user
 from kvmlite.devices.vhost_user_blk import FORMATS, daemon_options
 from kvmlite.testing import VirtioRig
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 MIB = 1 << 20
 IN, OUT, FLUSH = 0, 1, 4
 
 needs_daemon = pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="qemu-utils is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a daemon that has closed the connection says at its end is waited for, however busy the host is."""
+    monkeypatch.setattr(vhost_user, "_LAST_WORDS_S", PATIENCE_S)
 
 
 def make_image(path: Path, format: str, *options: str) -> Path:

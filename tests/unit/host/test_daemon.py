@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from kvmlite.host import daemon as daemon_module
 from kvmlite.host.daemon import Daemon, find_program
 from kvmlite.testing import ManualLoop
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def is_alive(pid: int) -> bool:
@@ -59,14 +60,18 @@ def test_a_killed_daemon_says_so() -> None:
 def test_nobody_is_left_behind_by_a_start_that_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     processes: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
+    given_up = threading.Event()
+    abandon = Daemon._abandon
 
     def start_late(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
-        time.sleep(0.2)
+        assert given_up.wait(PATIENCE_S)
         processes.append(start(*args, **options))
         return processes[0]
 
     monkeypatch.setattr(daemon_module.subprocess, "Popen", start_late)
     monkeypatch.setattr(daemon_module, "_START_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(Daemon, "_abandon", lambda daemon: (given_up.set(), abandon(daemon)))
+    monkeypatch.setattr(daemon_module, "_KILL_TIMEOUT_S", PATIENCE_S)
     descriptors = open_descriptors()
     with pytest.raises(HostError, match="could not be started"):
         Daemon("helper", ["sleep", "1000"])

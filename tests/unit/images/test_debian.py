@@ -128,17 +128,17 @@ def test_ctrl_c_ends_the_children_of_a_tool_too(apt: Path, tmp_path: Path, monke
     import subprocess
     import time
 
-    script = 'sh -c "echo \\$\\$ > %s; exec sleep 40" & wait\n' % (tmp_path / "pid")
+    script = 'sh -c "echo \\$\\$ > %s; exec sleep 1000" & wait\n' % (tmp_path / "pid")
     (tmp_path / "bin/dpkg-deb").write_text("#!/bin/sh\n" + script)
     monkeypatch.setattr(
         subprocess.Popen, "communicate", _interrupt_when(tmp_path / "pid", subprocess.Popen.communicate)
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with pytest.raises(KeyboardInterrupt):
         unpack("x.deb", str(tmp_path / "out"))
     while _is_running(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
         time.sleep(0.001)
-    assert time.monotonic() < deadline
 
 
 def test_ctrl_c_just_after_a_tool_has_ended_is_ctrl_c(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:

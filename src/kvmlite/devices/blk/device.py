@@ -193,9 +193,10 @@ class VirtioBlk:
     @property
     def is_idle(self) -> bool:
         """Whether every request announced before the call is answered. Any thread."""
-        return all(worker.is_idle for worker in self._workers) and not any(
-            queue.native.is_paused or queue.native.in_flight for queue in self._queues.values()
-        )
+        return all(worker.is_idle_with(self._holds_nothing) for worker in self._workers)
+
+    def _holds_nothing(self) -> bool:
+        return not any(queue.native.is_paused or queue.native.in_flight for queue in self._queues.values())
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Return configuration space."""

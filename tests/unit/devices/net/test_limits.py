@@ -39,7 +39,7 @@ def test_frames_beyond_a_burst_come_at_the_rate(plug: Plugger, framing: str, lim
         assert time.monotonic() - begin < 30
         time.sleep(0.001)
     assert time.monotonic() - begin >= 0.09
-    assert made.device.statistics().pauses >= 2
+    assert made.device.statistics().pauses > 0
     made.rig.restart()
     assert made.rig.driver.status == 15
 
