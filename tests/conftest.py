@@ -69,10 +69,10 @@ def assemble(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def run_guest(assemble: Callable[[str], Path]) -> Callable[..., Any]:
-    """Run a guest to its end: ``run_guest(source, timeout_s=30, memory_mib=16, ...) -> ExitReport``."""
+    """Run a guest to its end: ``run_guest(source, timeout_s=60, memory_mib=16, ...) -> ExitReport``."""
     from support.machines import run_to_end
 
-    def run(source: str, *, timeout_s: float = 30.0, **config: Any) -> Any:
+    def run(source: str, *, timeout_s: float = 60.0, **config: Any) -> Any:
         return run_to_end(assemble(source), timeout_s=timeout_s, **config)
 
     return run

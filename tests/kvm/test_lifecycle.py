@@ -13,7 +13,6 @@ from support.machines import bare_config, ram
 from kvmlite.errors import ConfigError, HostError, ImageError, StateError
 from kvmlite.kvm.prepared import PreparedVm
 from kvmlite.machine import Kernel, Machine, MachineConfig
-from kvmlite.machine.machine import PAUSE_TIMEOUT_S
 from kvmlite.machine.outcome import Exited, Hung, Stopped, TimedOut
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("mappings")]
@@ -49,7 +48,8 @@ def test_another_thread_stops_a_machine_within_100_ms(assemble: Assemble, source
         machine.wait(30)
         took.append(time.monotonic() - start)
 
-    for _ in range(20):  # until one of them was not held up by what else this host does
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:  # until one of them was not held up by what else this host does
         with Machine(bare_config(assemble(source))) as machine:
             machine.start()
             thread = threading.Thread(target=stop_after_a_while, args=(machine,))
@@ -95,14 +95,13 @@ def test_a_paused_machine_can_be_stopped(assemble: Assemble) -> None:
         assert machine.state == "stopped"
 
 
-def test_pausing_an_ended_machine_is_an_error_at_once(assemble: Assemble) -> None:
+def test_pausing_an_ended_machine_is_an_error_at_once(assemble: Assemble, monkeypatch: pytest.MonkeyPatch) -> None:
     with Machine(bare_config(assemble("debug_exit 0"))) as machine:
         machine.start()
         until(machine.has_ended)
-        start = time.monotonic()
+        monkeypatch.setattr("kvmlite.machine.machine.PAUSE_TIMEOUT_S", 1000.0)  # not waited for
         with pytest.raises(StateError, match="has ended"):
             machine.pause()
-        assert time.monotonic() - start < PAUSE_TIMEOUT_S
         assert machine.wait(30).outcome == Exited(code=1)
 
 

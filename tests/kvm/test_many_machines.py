@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,9 +29,21 @@ def mapped_kib() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmSize:")).split()[1])
 
 
-@pytest.mark.timeout(60)
+def fill_arenas() -> None:
+    """Make the C library map as many heaps as it ever will: one for each thread of as many as there may be at once."""
+    threads_at_once = 8 * (os.cpu_count() or 1) + 8
+    barrier = threading.Barrier(threads_at_once)
+    threads = [threading.Thread(target=barrier.wait, args=(60,)) for _ in range(threads_at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.timeout(300)
 def test_100_machines_one_after_another_leave_no_trace(assemble: Assemble) -> None:
     kernel = assemble('print message, 2; debug_exit 0; message: .ascii "ok"')
+    fill_arenas()
     for _ in range(5):  # let the allocators and the thread-stack cache settle
         run_to_end(kernel)
     gc.collect()
@@ -40,12 +53,17 @@ def test_100_machines_one_after_another_leave_no_trace(assemble: Assemble) -> No
         assert report.outcome == Exited(code=1)
         assert report.console == b"ok"
     gc.collect()
-    assert open_descriptors() == descriptors
-    assert machine_mappings() == mappings
-    assert mapped_kib() - size < 16 << 10  # one machine's RAM
+    give_up = time.monotonic() + 30
+    while not (
+        open_descriptors() == descriptors
+        and machine_mappings() == mappings
+        and mapped_kib() - size < 16 << 10  # one machine's RAM
+    ):  # a thread that has said goodbye still has its stack for a moment
+        assert time.monotonic() < give_up, (open_descriptors() ^ descriptors, mapped_kib() - size)
+        time.sleep(0.01)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_50_machines_stopped_at_any_moment_leave_no_trace(assemble: Assemble) -> None:
     kernel = assemble("1: jmp 1b")
     for number in range(50):

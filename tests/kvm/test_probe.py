@@ -29,8 +29,12 @@ def test_verdict_agrees_with_the_measured_speed(kvm):
 
 
 def test_two_measurements_agree_within_a_factor_of_four(kvm):
-    first, second = (max(probe.ring0_speed(kvm) for _ in range(4)) for _ in range(2))  # a busy host slows some down
-    assert 0.25 < first / second < 4
+    best = [0.0, 0.0]
+    give_up = time.monotonic() + 60
+    while not (best[0] and 0.25 < best[0] / best[1] < 4):  # a busy host slows some down
+        assert time.monotonic() < give_up, best
+        for index in range(2):
+            best[index] = max(best[index], *(probe.ring0_speed(kvm) for _ in range(4)))
 
 
 def test_refusal_agrees_with_the_verdict(kvm):
@@ -43,12 +47,13 @@ def test_refusal_agrees_with_the_verdict(kvm):
 
 @pytest.mark.skipif(os.environ.get("KVMLITE_LAB") == "1", reason="an emulated host needs 50 ms for KVM_CREATE_VM alone")
 def test_probe_takes_less_than_60_ms(kvm):
-    times = []
-    while len(times) < 20 and min(times, default=1.0) >= 0.060:  # until one had the processor to itself
+    times = [1.0]
+    give_up = time.monotonic() + 60
+    while min(times) >= 0.060:  # until one had the processor to itself
+        assert time.monotonic() < give_up, times
         started = time.perf_counter()
         probe.ring0_speed(kvm)
         times.append(time.perf_counter() - started)
-    assert min(times) < 0.060
 
 
 def test_probe_leaks_no_descriptor(kvm):

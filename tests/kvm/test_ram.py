@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,17 +25,27 @@ ADD = "mov 0x300000, %eax; add 0xf00000, %eax; mov %eax, 0x800000; print 0x80000
 
 @pytest.fixture
 def huge_pages() -> Iterator[None]:
-    """A pool of eight 2 MiB pages, put back afterwards."""
-    try:
-        before = POOL.read_text()
-        POOL.write_text("16")
-    except OSError as error:  # not root, a read-only /proc of a container, a kernel without them
-        pytest.skip(f"vm.nr_hugepages cannot be set: {error.strerror}")
-    if int(POOL.read_text()) < 16:
-        POOL.write_text(before)
-        pytest.skip(f"the host gives only {POOL.read_text().strip()} huge pages of 16")
-    yield
-    POOL.write_text(before)
+    """A pool of sixteen 2 MiB pages, put back afterwards."""
+    with the_pool():
+        try:
+            before = POOL.read_text()
+            POOL.write_text("16")
+        except OSError as error:  # not root, a read-only /proc of a container, a kernel without them
+            pytest.skip(f"vm.nr_hugepages cannot be set: {error.strerror}")
+        try:
+            if (pages := int(POOL.read_text())) < 16:
+                pytest.skip(f"the host gives only {pages} huge pages of 16")
+            yield
+        finally:
+            POOL.write_text(before)
+
+
+@contextmanager
+def the_pool() -> Iterator[None]:
+    """Keep other runs of these tests from changing the pool: it is the host's."""
+    with POOL.open() as pool:
+        fcntl.flock(pool, fcntl.LOCK_EX)
+        yield
 
 
 def add_in_guest(kernel: Path, backing: str) -> bytes:
@@ -55,10 +67,12 @@ def test_host_and_guest_see_the_same_ram_in_huge_pages(assemble: Assemble) -> No
 
 
 def test_a_pool_without_huge_pages_says_how_many_are_needed(assemble: Assemble) -> None:
-    if POOL.exists() and int(POOL.read_text()) > 0:
-        pytest.skip("the host has a pool of huge pages")
-    with pytest.raises(HostError, match="cannot map 16 MiB of guest memory") as caught:
-        run_to_end(assemble("debug_exit 0"), memory_backing="hugepages")
+    kernel = assemble("debug_exit 0")
+    with the_pool() if POOL.exists() else nullcontext():
+        if POOL.exists() and int(POOL.read_text()) > 0:
+            pytest.skip("the host has a pool of huge pages")
+        with pytest.raises(HostError, match="cannot map 16 MiB of guest memory") as caught:
+            run_to_end(kernel, memory_backing="hugepages")
     assert "sysctl vm.nr_hugepages=8" in caught.value.hint
 
 

@@ -119,6 +119,7 @@ def test_waiting_with_a_limit_gives_up_on_a_reader_that_takes_nothing(
     with Machine(bare_config(assemble(STREAM.format(chunks=3)), console_fd=pipe[1])) as machine:
         machine.start()
         assert machine.wait_ended(30)
+        assert select.select([pipe[0]], [], [], 30)[0]
         report = machine.wait(0.2)
     assert report.outcome == Exited(code=1)
     assert report.console == PATTERN * 3
@@ -208,7 +209,7 @@ def test_more_input_than_the_port_holds_follows_when_there_is_room(
     2:  debug_exit 1
     """
     os.write(pipe[1], (bytes(range(256)) * 24)[:6000])
-    assert run_to_end(assemble(source), console_input_fd=pipe[0], timeout_s=20).outcome == Exited(code=1)
+    assert run_to_end(assemble(source), console_input_fd=pipe[0], timeout_s=60).outcome == Exited(code=1)
 
 
 def test_the_port_s_receive_interrupt_wakes_a_halted_guest(

@@ -19,7 +19,7 @@ def bare_config(kernel: Path, **values: Any) -> MachineConfig:
     return MachineConfig(kernel=Kernel(path=str(kernel)), **{"memory_mib": 16, **values})
 
 
-def run_to_end(kernel: Path, *, timeout_s: float = 30.0, **values: Any) -> ExitReport:
+def run_to_end(kernel: Path, *, timeout_s: float = 60.0, **values: Any) -> ExitReport:
     """Start it, wait for its end."""
     with Machine(bare_config(kernel, **values)) as machine:
         machine.start()
