@@ -153,7 +153,9 @@ def test_a_signal_reaches_the_commands_whole_process_group(guest: LinuxGuest) ->
     handle.wait_started(PATIENCE_S)
     handle.signal(15)
     assert handle.wait(PATIENCE_S) == 143
-    assert b"sleep 1000" not in run(guest, "ps", "-o", "args").stdout
+    deadline = time.monotonic() + PATIENCE_S
+    while b"sleep 1000" in run(guest, "ps", "-o", "args").stdout:  # the shell may be the first of them to be gone
+        assert time.monotonic() < deadline
 
 
 def test_a_terminal_has_the_size_asked_for_and_changes_it(guest: LinuxGuest) -> None:
@@ -260,6 +262,7 @@ def test_a_paused_guest_stands_still_and_goes_on(guest: LinuxGuest) -> None:
     while seen != len(ticker.stdout):  # what was under way arrives
         seen = len(ticker.stdout)
         time.sleep(0.1 * STRETCH)
+        guest.machine.loop.call(lambda: None, PATIENCE_S)
     with pytest.raises(TimeoutError):
         guest.agent.ping(0.5)
     assert len(ticker.stdout) == seen
@@ -273,9 +276,7 @@ def test_a_paused_guest_stands_still_and_goes_on(guest: LinuxGuest) -> None:
 
 
 def test_an_idle_guest_answers_soon(guest: LinuxGuest) -> None:
-    begin = time.monotonic()
-    guest.agent.ping()
-    assert time.monotonic() - begin < SOON_S
+    guest.agent.ping(SOON_S)
 
 
 def wait_for(handle: ExecHandle, wanted: bytes) -> None:

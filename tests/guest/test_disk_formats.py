@@ -14,6 +14,7 @@ import pytest
 from support.command import Command
 
 from kvmlite import Exited, FormattedDisk, GuestConfig, LinuxGuest
+from kvmlite.devices import vhost_user
 from kvmlite.devices.vhost_user import VhostUserDevice
 
 PATIENCE_S = 150.0
@@ -41,6 +42,12 @@ def directory() -> Iterator[Path]:
     """A directory on a disk: memory file systems have no direct I/O."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
         yield Path(path)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a daemon that has closed the connection says at its end is waited for, however busy the host is."""
+    monkeypatch.setattr(vhost_user, "_LAST_WORDS_S", PATIENCE_S)
 
 
 def make_image(path: Path, format: str) -> Path:

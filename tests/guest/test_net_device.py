@@ -104,14 +104,14 @@ def test_a_guest_exchanges_data_with_its_host(kernel: Path, vhost: str, queue_pa
         assert got.split()[0] == DIGEST
         assert digests == [hashlib.md5(b"k" * len(PAYLOAD)).hexdigest()]
 
+        until_carrier = "until [ $(cat /sys/class/net/eth0/carrier) = {} ]; do sleep 0.1; done"
         card.set_link(False)
-        assert sh(guest, "sleep 0.5; cat /sys/class/net/eth0/carrier").strip() == "0"
+        sh(guest, until_carrier.format(0))
         card.set_link(True)
-        sh(guest, f"sleep 0.5; ping -c 3 -i 0.2 {HOST}")
+        sh(guest, f"{until_carrier.format(1)}; ping -c 3 -i 0.2 {HOST}")
 
         ip("link", "delete", NAME)
-        sh(guest, f"ping -c 1 -W 1 {HOST} || true; sleep 1")
-        assert sh(guest, "cat /sys/class/net/eth0/carrier").strip() == "0"
+        sh(guest, f"ping -c 1 -W 1 {HOST} || true; {until_carrier.format(0)}")
         assert not card.is_link_up
         report = guest.run_to_end(guest.exec(["true"]))
     assert report.outcome == Exited(code=0)

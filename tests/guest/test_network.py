@@ -48,15 +48,20 @@ def serving(address: str, port: int, text: str) -> Iterator[None]:
         thread.join()
 
 
+def processes() -> list[tuple[int, str]]:
+    """Id and name of each process of this host that is still there when it is looked at."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            found.append((int(path.parent.name), path.read_text().strip()))
+    return found
+
+
 def traces() -> list[str]:
     """What there is of guests' networks on this host."""
     tables = subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout.splitlines()
     taps = [name for _, name in socket.if_nameindex() if name.startswith("kvl") and name != BRIDGE]
-    daemons = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            daemons.append(path.read_text().strip())
-    daemons = [name for name in daemons if name.startswith(("passt", "dnsmasq"))]
+    daemons = [name for _, name in processes() if name.startswith(("passt", "dnsmasq"))]
     forwarding = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
     return [*tables, *taps, *daemons, *(["forwarding"] if forwarding != "0" else [])]
 
@@ -172,9 +177,7 @@ def test_a_guest_whose_passt_dies_lives_on_without_a_network(kvmlite: Command, k
     process = kvmlite.start("run", "--kernel", kernel, "--net", "user", "--", "sh", "-c", script)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
-    (pid,) = [
-        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if path.read_text().startswith("passt")
-    ]
+    (pid,) = [number for number, name in processes() if name.startswith("passt")]
     os.kill(pid, 9)
     ended = kvmlite.finish(process, timeout_s=250)
     assert (ended.code, ended.stdout) == (0, b"alone\n"), ended
@@ -186,14 +189,14 @@ def test_guests_on_a_bridge_reach_each_other_unless_their_vlans_differ(kvmlite: 
     subprocess.run(["ip", "link", "add", BRIDGE, "up", "type", "bridge", "vlan_filtering", "1"], check=True)
     try:
         net = f"bridge={BRIDGE},vlan={{}},address=10.50.0.{{}}/24"
-        fetch = GET + "get 12 10.50.0.1 80 name"
+        fetch = GET + "get {} 10.50.0.1 80 name"
         with started(kvmlite, kernel, SERVE.format(text="neighbour"), "--net", net.format(10, 1)):
             same = kvmlite(
-                "run", "--kernel", kernel, "--net", net.format(10, 2), "--", "sh", "-c", fetch, timeout_s=250
+                "run", "--kernel", kernel, "--net", net.format(10, 2), "--", "sh", "-c", fetch.format(60), timeout_s=250
             )
             assert (same.code, same.stdout) == (0, b"neighbour\n"), same
             other = kvmlite(
-                "run", "--kernel", kernel, "--net", net.format(20, 3), "--", "sh", "-c", fetch, timeout_s=250
+                "run", "--kernel", kernel, "--net", net.format(20, 3), "--", "sh", "-c", fetch.format(12), timeout_s=250
             )
             assert (other.code, other.stderr) == (0, ""), other
             assert b"timed out" in other.stdout or b"No route to host" in other.stdout, other
@@ -206,7 +209,7 @@ def test_nat_publishes_refuses_answers_dhcp_and_is_swept_after_a_kill(
 ) -> None:
     script = f"""{GET}
         for port in 8080 8081; do get 60 10.213.0.1 $port >>/tmp/seen; done
-        udhcpc -f -n -q -i eth0 -s /bin/true 2>&1 | grep -o '10.213.0.2 obtained' >>/tmp/seen
+        udhcpc -f -n -q -t 20 -i eth0 -s /bin/true 2>&1 | grep -o '10.213.0.2 obtained' >>/tmp/seen
         mkdir /www; cp /tmp/seen /www/seen; {SERVE.format(text="published").removeprefix("mkdir /www; ")}
     """
     options = ("--net", "nat,dhcp", "--publish", "18080:80", "--allow", "127.0.0.1:8080")
@@ -236,7 +239,7 @@ def test_a_tap_of_ones_own_serves_without_a_word_to_the_host(kvmlite: Command, k
         for command in ("addr add 10.60.0.1/24 dev tap-mine", "link set tap-mine up"):
             subprocess.run(["ip", *command.split()], check=True)
         with serving("10.60.0.1", 8080, "allowed"), serving("10.60.0.1", 8081, "reached"):
-            script = GET + "for port in 8080 8081; do get 5 10.60.0.1 $port; done"
+            script = GET + "get 60 10.60.0.1 8080; get 5 10.60.0.1 8081"
             net = ("--net", "tap=tap-mine,address=10.60.0.2/24", "--allow", "10.60.0.1:8080")
             ended = kvmlite("run", "--kernel", kernel, *net, "--", "sh", "-c", script, timeout_s=250)
         lines = ended.stdout.decode().splitlines()

@@ -13,7 +13,6 @@ from .conftest import SOON_S, STRETCH, TimedEnd
 
 RunToEvent = Callable[..., TimedEnd]
 
-# Each script sleeps before the event: what it printed must have left the guest.
 SERVER = "$PPID"  # the agent's serving process is the parent of what it starts; PID 1 is another
 
 
@@ -25,43 +24,43 @@ def check(end: TimedEnd, code: int, complaint: str, *, within_s: float = SOON_S)
 
 
 def test_a_status_is_passed_on_without_a_word(run_to_event: RunToEvent) -> None:
-    end = run_to_event("echo now; echo out; echo err >&2; exit 7")
+    end = run_to_event("echo now; read line; echo out; echo err >&2; exit 7")
     assert (end.ended.code, end.ended.stdout, end.ended.stderr) == (7, b"out\n", "err\n")
     assert end.seconds < SOON_S
 
 
 def test_a_panic_is_101(run_to_event: RunToEvent) -> None:
-    check(run_to_event("echo now; sleep 0.2; echo c > /proc/sysrq-trigger"), 101, "the guest kernel panicked")
+    check(run_to_event("echo now; read line; echo c > /proc/sysrq-trigger"), 101, "the guest kernel panicked")
 
 
 def test_a_reboot_is_106(run_to_event: RunToEvent) -> None:
-    check(run_to_event("echo now; sleep 0.2; reboot -f"), 106, "the guest asked for a reset")
+    check(run_to_event("echo now; read line; reboot -f"), 106, "the guest asked for a reset")
 
 
 def test_a_poweroff_without_a_status_is_107(run_to_event: RunToEvent) -> None:
-    check(run_to_event("echo now; sleep 0.2; poweroff -f"), 107, "the guest powered off")
+    check(run_to_event("echo now; read line; poweroff -f"), 107, "the guest powered off")
 
 
 def test_a_triple_fault_is_105(run_to_event: RunToEvent) -> None:
-    end = run_to_event("echo now; sleep 0.2; reboot -f", "--append", "reboot=t")
+    end = run_to_event("echo now; read line; reboot -f", "--append", "reboot=t")
     check(end, 105, "triple fault on vCPU 0")
 
 
 def test_a_halt_is_103(run_to_event: RunToEvent) -> None:
-    check(run_to_event("echo now; sleep 0.2; halt -f"), 103, "the guest hangs")
+    check(run_to_event("echo now; read line; halt -f"), 103, "the guest hangs")
 
 
 def test_a_killed_agent_is_104(run_to_event: RunToEvent) -> None:
-    end = run_to_event(f"echo now; sleep 0.2; kill -9 {SERVER}; sleep 1000")
+    end = run_to_event(f"echo now; read line; kill -9 {SERVER}; sleep 1000")
     check(end, 104, "lost the guest", within_s=SOON_S + 1)  # a second's grace for a better reason
 
 
 def test_an_agent_killed_by_a_command_that_then_succeeds_is_104(run_to_event: RunToEvent) -> None:
-    check(run_to_event(f"echo now; sleep 0.2; kill -9 {SERVER}; exit 0"), 104, "lost the guest", within_s=SOON_S + 1)
+    check(run_to_event(f"echo now; read line; kill -9 {SERVER}; exit 0"), 104, "lost the guest", within_s=SOON_S + 1)
 
 
 def test_a_stopped_agent_is_103_after_the_hang_timeout(run_to_event: RunToEvent) -> None:
-    end = run_to_event(f"echo now; sleep 0.2; kill -STOP {SERVER}; sleep 1000", "--hang-timeout", "4")
+    end = run_to_event(f"echo now; read line; kill -STOP {SERVER}; sleep 1000", "--hang-timeout", "4")
     check(end, 103, "the agent has not answered for 4 s", within_s=4 + 2 + SOON_S)  # it is asked every 2 s
 
 

@@ -10,6 +10,7 @@ import pytest
 from support.command import Command
 
 from kvmlite import Exited, GuestConfig, HostRoot, LinuxGuest, Mount
+from kvmlite.devices import vhost_user
 from kvmlite.devices.vhost_user import VhostUserDevice
 
 pytestmark = pytest.mark.root
@@ -26,6 +27,12 @@ SCRIPT = """
     echo from the guest > /rw/new; dd if=/dev/zero of=/rw/large bs=64k count=64 2>/dev/null; mv /rw/file /rw/moved
     echo changed > /over/file; rm -r /over/sub; ls /over
 """
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a daemon that has closed the connection says at its end is waited for, however busy the host is."""
+    monkeypatch.setattr(vhost_user, "_LAST_WORDS_S", PATIENCE_S)
 
 
 def make_tree(path: Path) -> Path:

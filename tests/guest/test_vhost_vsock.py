@@ -72,7 +72,7 @@ def test_whoever_is_not_the_guest_is_turned_away(rig: VirtioRig) -> None:
     listener = VsockListener()
     rig.device.serve(listener, accepted.append)
     with socket.socket(socket.AF_VSOCK) as stranger:
-        stranger.settimeout(10)
+        stranger.settimeout(60)
         stranger.connect((socket.VMADDR_CID_LOCAL if hasattr(socket, "VMADDR_CID_LOCAL") else 1, listener.port))
         rig.loop.run()
         assert stranger.recv(1) == b""
@@ -120,7 +120,7 @@ def test_what_a_guest_had_sent_before_it_ended_is_delivered(kernel: Path, mappin
     with LinuxGuest(GuestConfig(kernel=kernel, channel="vhost-vsock")) as guest:
         guest.start()
         guest.wait_agent()
-        script = "head -c 200000 /dev/zero; sleep 1; echo b > /proc/sysrq-trigger; sleep 100"
+        script = "head -c 200000 /dev/zero; sleep 5; echo b > /proc/sysrq-trigger; sleep 100"
         report = guest.run_to_end(guest.exec(["sh", "-c", script], stdout=take))
     assert report.outcome == Reset()
     assert got == bytes(200000)

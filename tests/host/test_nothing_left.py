@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.root, pytest.mark.tools]
 MACHINES = int(os.environ.get("KVMLITE_LOADED_MACHINES", "8"))
 
 
-@pytest.mark.timeout(60 + 6 * MACHINES)
+@pytest.mark.timeout(200 + 10 * MACHINES)
 def test_machines_with_disks_networks_and_directories_leave_nothing_on_the_host(
     assemble: Callable[[str], Path], tmp_path: Path
 ) -> None:
