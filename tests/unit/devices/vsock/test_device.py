@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.shortage import of_descriptors
 
 from kvmlite.devices.vsock import Vsock
 from kvmlite.devices.vsock.mux import FIRST_HOST_PORT, MAX_CONNECTIONS
@@ -661,14 +662,10 @@ def test_more_packets_than_one_visit_takes_are_taken_in_the_next(guest, make, st
 
 
 def test_a_guest_that_finds_no_file_descriptors_left_is_refused(guest, make):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 3, hard))
-    try:
+    with of_descriptors(0):
         guest.device.process_queue(1)
         guest.tx.add([make(REQUEST).pack()], [])
         guest.device.process_queue(1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert ops(guest.received()) == [(RST, 0)]
 
 
