@@ -60,7 +60,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--cpus", type=int, default=state.DEFAULT_CPUS, metavar="N", help="virtual CPUs (default: 2)")
+    add("--cpus", type=int, default=state.DEFAULT_CPUS, metavar="N",
+        help=f"virtual CPUs, up to {qemu.CPUS_MAX} (default: 2)")  # fmt: skip
     add("--memory", default=state.DEFAULT_MEMORY, metavar="SIZE", help="memory (default: 4G)")
     add("--kernel", default=DEFAULT_KERNEL, metavar="PKG_OR_PATH",
         help="kernel the lab itself runs: a package that scripts/setup kernels got, its unpacked "
@@ -74,6 +75,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     add("-v", "--verbose", action="store_true", help="show the machine's console; with --cold, all of its boot")
     add("command", nargs=argparse.REMAINDER, metavar="CMD…", help="default: a shell")
     arguments = parser.parse_args(words)
+    if not 1 <= arguments.cpus <= qemu.CPUS_MAX:
+        parser.error(f"--cpus {arguments.cpus}: 1 to {qemu.CPUS_MAX} expected")
     if arguments.command[:1] == ["--"]:
         del arguments.command[0]
     arguments.command = arguments.command or ["/bin/bash", "-i"]
@@ -223,7 +226,7 @@ def visit(parts: Run, timeout: float, console: int, saved: Path | None) -> int:
             except FileNotFoundError as error:
                 raise NotUp("another lab has just removed it") from error
         disks = {slot: os.fspath(path) for slot, path in parts.disks.items()}
-        ports = session.Ports()
+        ports = session.Ports(parts.spec.cpus)
         machine = qemu.start(
             parts.spec,
             qemu.Attachments(
@@ -237,6 +240,7 @@ def visit(parts: Run, timeout: float, console: int, saved: Path | None) -> int:
         stack.callback(machine.wait)
         stack.callback(machine.kill)
         ports.handed_over()
+        ports.start_heartbeats()
         talk = session.Session(ports.ours, parts.request)
         within = _RESUMED_WITHIN_S if saved else _UP_WITHIN_S
         try:

@@ -16,7 +16,9 @@ from labkit.paths import CACHE, LabError
 SLOTS = ("root", "tree", "venv", *(f"kernel{n}" for n in range(6)), *(f"with{n}" for n in range(4)))
 #: Of every disk but the root.
 SLOT_SIZE = 64 * 2**30
-PORTS = ("control", "stdin", "stdout", "stderr", "out")
+STREAMS = ("control", "stdin", "stdout", "stderr", "out")
+#: Each CPU has a heartbeat of its own (``init/heartbeat.c``). The machine type has places for 24 devices.
+CPUS_MAX = 8
 
 #: What the TCG of QEMU 7.2 lacks of an EPYC is turned off; it would say so on every start.
 _CPU = (
@@ -27,6 +29,11 @@ _CPU = (
 )
 #: notests: the crypto self-tests cost 0.7 s. mitigations: they fight a CPU that is not there.
 _CMDLINE = "console=ttyS0 panic=-1 reboot=t tsc=reliable cryptomgr.notests mitigations=off random.trust_cpu=on"
+
+
+def heartbeats(cpus: int) -> list[str]:
+    """Names of the ports that interrupt one CPU each."""
+    return [f"heartbeat{cpu}" for cpu in range(cpus)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +52,7 @@ class MachineSpec:
         # lpj: Debian's kernels have HZ=250; without it the second CPU calibrates for 0.1 s
         append = f"{_CMDLINE} tsc_early_khz={self.tsc_khz} lpj={self.tsc_khz * 4}"
         append += "" if self.verbose else " quiet"
-        return [
+        words = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
             "-no-reboot", "-name", "kvmlite-lab",
             "-M", "microvm,pit=off,pic=off,rtc=on,ioapic2=on", "-accel", "tcg,thread=multi",
@@ -53,8 +60,11 @@ class MachineSpec:
             "-kernel", os.fspath(self.kernel), "-initrd", os.fspath(self.initramfs),
             "-append", append,
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-            "-device", "virtio-serial-device,max_ports=8",
+            "-device", "virtio-serial-device,id=streams,max_ports=8",
         ]  # fmt: skip
+        for name in heartbeats(self.cpus):
+            words += ["-device", f"virtio-serial-device,id={name},max_ports=2"]
+        return words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +84,10 @@ class Attachments:
     def words(self) -> list[str]:
         """Return their part of the command line."""
         words = []
-        for number, name in enumerate(PORTS, start=1):
-            words += ["-chardev", f"socket,id={name},fd={self.ports[name]}"]
-            words += ["-device", f"virtserialport,chardev={name},name={name},nr={number}"]
+        for name, fd in self.ports.items():
+            bus, number = ("streams", STREAMS.index(name) + 1) if name in STREAMS else (name, 1)
+            words += ["-chardev", f"socket,id={name},fd={fd}"]
+            words += ["-device", f"virtserialport,bus={bus}.0,chardev={name},name={name},nr={number}"]
         for slot in SLOTS:
             path = self.disks.get(slot, os.fspath(_empty_disk())).replace(",", ",,")
             drive = f"if=none,id={slot},file={path},format=raw,snapshot=on,cache=unsafe"

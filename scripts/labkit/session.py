@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from labkit.qemu import PORTS
+from labkit.qemu import STREAMS, heartbeats
 
 _CHUNK = 1 << 18
+#: How long an emulated CPU that has lost an interrupt stands still, at most. Each beat costs some 0.3 ms.
+_HEARTBEAT_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,11 @@ class OutOfTime(Exception):
 
 
 class Ports:
-    """Socket pairs to the lab's ports: one end is ours, the other is handed to QEMU."""
+    """Socket pairs to the ports of a lab of so many CPUs: one end is ours, the other is handed to QEMU."""
 
-    def __init__(self) -> None:
-        pairs = {name: socket.socketpair() for name in PORTS}
+    def __init__(self, cpus: int) -> None:
+        self._heartbeats = heartbeats(cpus)
+        pairs = {name: socket.socketpair() for name in (*STREAMS, *self._heartbeats)}
         for ours, theirs in pairs.values():
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -88,6 +91,23 @@ class Ports:
         """QEMU has its ends now. Closed here, so that its death shows as an end of file."""
         for end in self._theirs.values():
             end.close()
+
+    def start_heartbeats(self) -> None:
+        """Interrupt each emulated CPU from now on, until the machine ends: see ``init/heartbeat.c``."""
+        ports = [self.ours[name] for name in self._heartbeats]
+        threading.Thread(target=_beat, args=(ports,), daemon=True).start()
+
+
+def _beat(ports: list[socket.socket]) -> None:
+    while True:
+        for port in ports:
+            try:
+                port.send(b".", socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass  # it has enough of them to read
+            except OSError:
+                return  # the machine ended, which shows elsewhere
+        time.sleep(_HEARTBEAT_S)
 
 
 class _Drain:

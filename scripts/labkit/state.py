@@ -62,7 +62,7 @@ def _save(spec: qemu.MachineSpec, root: Path, path: Path, console: int) -> None:
     with ExitStack() as stack:
         stack.callback(scratch.unlink, missing_ok=True)
         monitor, theirs = socket.socketpair()
-        ports = Ports()
+        ports = Ports(spec.cpus)
         parts = qemu.Attachments(
             ports=ports.fds(),
             disks={"root": os.fspath(root)},

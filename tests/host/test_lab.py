@@ -32,6 +32,17 @@ test -c /dev/kvm && test -c /dev/net/tun && test -c /dev/vhost-net && test -c /d
 command -v kvmlite
 ls "$KVMLITE_TEST_KERNELS"/linux-image-cloud-amd64/boot
 date +%s
+for cpu in 0 1; do
+    port=$(grep -lx heartbeat$cpu /sys/class/virtio-ports/*/name)
+    device=$(echo "$port" | sed 's/.*vport\\([0-9]*\\)p.*/virtio\\1/')
+    interrupt=$(dirname "$(grep -lx "$device" /sys/kernel/irq/*/actions)")
+    for attempt in $(seq 600); do
+        count=$(cut -d, -f$((cpu + 1)) "$interrupt/per_cpu_count")
+        if [ "$count" -ge 5 ]; then break; fi
+        sleep 0.1
+    done
+    test "$count" -ge 5 && echo "heartbeat $cpu"
+done
 printf 'err\\0\\377' >&2
 mkdir -p "$LAB_OUT/deep" && printf result >"$LAB_OUT/deep/file"
 touch "$WITH/stray" stray
@@ -58,7 +69,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
     taken, out = tmp_path_factory.mktemp("with"), tmp_path_factory.mktemp("out")
     (taken / "note").write_text("taken along")
     environment = {**os.environ, "LAB_OUT": str(out), "PLAIN": "withheld", "KVMLITE_MARK": "passed"}
-    command = [LAB, "--with", taken, "--env", f"WITH={taken}", "--", "sh", "-c", SCRIPT]
+    command = [LAB, "--cpus", "2", "--with", taken, "--env", f"WITH={taken}", "--", "sh", "-c", SCRIPT]
     begin_s = time.time()
     done = subprocess.run(command, check=False, cwd=ROOT / "src", env=environment, input=STDIN, capture_output=True)
     return Visit(done, taken / "stray", out, done.stdout.decode().splitlines(), begin_s, time.time())
@@ -92,6 +103,16 @@ def test_devices_command_and_kernels_are_there(visit: Visit) -> None:
 
 def test_clock_is_right(visit: Visit) -> None:
     assert visit.begin_s - 60 < int(visit.seen[11]) < visit.end_s + 60
+
+
+def test_each_cpu_is_interrupted_from_outside_again_and_again(visit: Visit) -> None:
+    assert visit.seen[12:] == ["heartbeat 0", "heartbeat 1"]
+
+
+def test_more_cpus_than_can_be_kept_alive_are_refused() -> None:
+    done = subprocess.run([LAB, "--cpus", "9", "true"], check=False, capture_output=True)
+    assert done.returncode == 2
+    assert b"--cpus 9: 1 to 8 expected" in done.stderr
 
 
 def test_only_the_out_directory_comes_back(visit: Visit) -> None:

@@ -1,7 +1,8 @@
 /*
  * Process 1 of the lab: one static program in place of a shell and busybox, because under
  * emulation every exec costs tens of milliseconds. main.c starts the machine, session.c sets up
- * what one run asks for, tree.c unpacks its files, relay.c runs its command.
+ * what one run asks for, tree.c unpacks its files, relay.c runs its command; heartbeat.c keeps the
+ * emulated CPUs from freezing.
  *
  * The machine is saved when it has said "ready" and resumed from there for each run, so all that
  * comes before must be the same for every run: fixed disks, nothing mounted writable, no clock.
@@ -9,6 +10,7 @@
  * Ports (/dev/virtio-ports is udev's doing, so they are found in /sys/class/virtio-ports):
  *   control   both ways, see below
  *   stdin     host to command       stdout, stderr, out   command to host
+ *   heartbeat0, heartbeat1, ...     host to lab, one for each CPU: a byte now and then, see heartbeat.c
  * Data ports carry plain bytes. Where a stream ends is said on the control port as a byte count,
  * because closing a port says nothing about what is still under way in it.
  *
@@ -58,9 +60,15 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void die(const char *what, const char *object) __attribute__((noreturn));
 
 /* main.c: devices by the name the host gave them, without udev */
+void find_entry(char *into, size_t size, const char *directory, const char *format,
+		const char *wanted);
 void find_disk(char *path, size_t size, const char *serial);
+void find_port(char *path, size_t size, const char *name);
 int open_port(const char *name);
 void read_exact(int fd, void *into, size_t size);
+
+/* heartbeat.c: have each CPU interrupted by its port */
+void start_heartbeats(void);
 
 /* session.c */
 void make_directories(const char *path);

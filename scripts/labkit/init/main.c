@@ -107,8 +107,8 @@ static bool read_line(char *into, size_t size, const char *format, const char *n
 }
 
 /* Look through a /sys directory for the entry whose file says `wanted`; waits for late probes. */
-static void find_device(char *into, size_t size, const char *directory, const char *format,
-			const char *wanted)
+void find_entry(char *into, size_t size, const char *directory, const char *format,
+		const char *wanted)
 {
 	for (int attempt = 0; attempt < 30000; attempt++) {
 		DIR *entries = opendir(directory);
@@ -120,7 +120,7 @@ static void find_device(char *into, size_t size, const char *directory, const ch
 				continue;
 			if (read_line(value, sizeof(value), format, entry->d_name) &&
 			    strcmp(value, wanted) == 0) {
-				snprintf(into, size, "/dev/%s", entry->d_name);
+				snprintf(into, size, "%s", entry->d_name);
 				closedir(entries);
 				return;
 			}
@@ -133,12 +133,20 @@ static void find_device(char *into, size_t size, const char *directory, const ch
 	die("find", wanted);
 }
 
+void find_port(char *path, size_t size, const char *name)
+{
+	char entry[256];
+
+	find_entry(entry, sizeof(entry), "/sys/class/virtio-ports",
+		   "/sys/class/virtio-ports/%s/name", name);
+	snprintf(path, size, "/dev/%s", entry);
+}
+
 int open_port(const char *name)
 {
 	char path[300];
 
-	find_device(path, sizeof(path), "/sys/class/virtio-ports",
-		    "/sys/class/virtio-ports/%s/name", name);
+	find_port(path, sizeof(path), name);
 	int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		die("open", path);
@@ -147,7 +155,10 @@ int open_port(const char *name)
 
 void find_disk(char *path, size_t size, const char *serial)
 {
-	find_device(path, size, "/sys/block", "/sys/block/%s/serial", serial);
+	char entry[256];
+
+	find_entry(entry, sizeof(entry), "/sys/block", "/sys/block/%s/serial", serial);
+	snprintf(path, size, "/dev/%s", entry);
 }
 
 static void raise_loopback(void)
@@ -224,6 +235,7 @@ int main(void)
 	}
 	control_port = open_port("control");
 	open_data_ports();
+	start_heartbeats();
 	enter_root();
 	raise_loopback();
 	if (sethostname("lab", 3) < 0)
