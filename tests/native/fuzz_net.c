@@ -50,9 +50,13 @@ static uint32_t host_draw(uint32_t below)
 	return (uint32_t)(host_state >> 33) % below;
 }
 
+static int lacks_memory; /* the last call failed for that reason */
+
 static int host_fails(void)
 {
-	static const int errors[] = {EAGAIN, EINTR, EIO, EINVAL, ENOMEM, EBADFD, EPIPE};
+	static const int errors[] = {EAGAIN, EINTR, EIO, EINVAL, ENOMEM, ENOBUFS, EBADFD, EPIPE};
+
+	lacks_memory = 0;
 
 	if (host_draw(4) == 0)
 		errno = EAGAIN;
@@ -60,6 +64,7 @@ static int host_fails(void)
 		errno = errors[host_draw(sizeof(errors) / sizeof(errors[0]))];
 	else
 		return 0;
+	lacks_memory = errno == ENOMEM || errno == ENOBUFS;
 	return 1;
 }
 
@@ -239,6 +244,20 @@ static int visit(struct kvl_worker *worker, uint32_t number)
 	return source->handle(source->context);
 }
 
+/* A stream whose host lacks memory waits for a timer: nothing else would tell of any, and all else is ready. */
+static void check_backs_off(const struct kvl_worker *worker, int is_rx)
+{
+	uint32_t source = is_rx ? net->readable_source : net->tx_source;
+	struct pollfd expired = {.fd = timer_fd, .events = POLLIN};
+	struct itimerspec timer;
+
+	require(worker->sources[source].is_masked && (is_rx || worker->sources[net->writable_source].is_masked),
+		"looks again at once for memory of the host's");
+	require(timerfd_gettime(timer_fd, &timer) == 0, "no timer");
+	require(timer.it_value.tv_sec == 0, "waits for too long");
+	require(timer.it_value.tv_nsec || poll(&expired, 1, 0) == 1, "waits for nothing"); /* it may have expired by now */
+}
+
 static void check_pair(const struct kvl_virtq *rx, const struct kvl_virtq *tx)
 {
 	require(rx->fault || (uint16_t)(rx->last_avail_idx - rx->used_idx) == net->pool.count, "a receive chain was lost");
@@ -287,24 +306,28 @@ static void live(const struct kvl_virtq_layout *layout, const uint8_t *options, 
 		kvl_bucket_init(&limiters[i].bytes, 1 << 30, 1 << 16, kvl_monotonic_ns());
 		kvl_bucket_init(&limiters[i].operations, 0, 1, 0);
 	}
-	net->rx_timer = net->tx_timer = timer_fd;
 	net->rx_limiter = options[1] & 2 ? &limiters[0] : NULL;
 	net->tx_limiter = options[1] & 4 ? &limiters[1] : NULL;
+	net->rx_timer = net->is_stream || net->rx_limiter ? timer_fd : -1;
+	net->tx_timer = net->is_stream || net->tx_limiter ? timer_fd : -1;
 	kvl_net_set_link(net, !(options[0] & OPTION_DOWN));
 	require(kvl_net_start(net, -1, -1) == 0, "no room in the worker");
 	for (size_t i = 0; i < count; i++) {
 		for (uint32_t source = 0; source < worker.count; source++) {
-			int is_rx_timer = net->rx_limiter && source == 4;
+			int is_rx_timer = net->rx_timer >= 0 && source == 4;
 			int is_rx = source == net->rx_source || source == net->readable_source || is_rx_timer, code;
 
 			if (directions && !(directions & (is_rx ? RX : TX)))
 				continue;
+			lacks_memory = 0;
 			code = visit(&worker, source);
 			require(code == 0 || code == KVL_NET_E_RX_QUEUE || code == KVL_NET_E_GONE || code == KVL_NET_E_PEER,
 				"an unexpected code");
 			require(code != KVL_NET_E_GONE || fails, "a host that does not fail is gone");
 			require(code != KVL_NET_E_RX_QUEUE || rx.fault, "a fault without a fault");
 			check_pair(&rx, &tx);
+			if (net->is_stream && !net->is_gone && lacks_memory)
+				check_backs_off(&worker, is_rx);
 		}
 		if (steps[i] & 16)
 			rings_advance(steps[i] % 4);

@@ -15,6 +15,9 @@ enum {
 	VISIT_BYTES = 512 << 10,
 };
 
+/* What a host without memory is given to find some. */
+static const uint64_t BACK_OFF_NS = 5000000;
+
 _Static_assert(sizeof(struct virtio_net_hdr_v1) == KVL_NET_HEADER, "header of VIRTIO 1.x");
 
 bool kvl_net_is_down(const struct kvl_net *net)
@@ -65,6 +68,14 @@ bool kvl_net_pause(struct kvl_net *net, struct kvl_limiter *limiter, int timer_f
 		return false;
 	kvl_worker_mask(net->worker, source, true);
 	net->pauses++;
+	return true;
+}
+
+bool kvl_net_back_off(struct kvl_net *net, int error, int timer_fd, uint32_t source)
+{
+	if ((error != ENOBUFS && error != ENOMEM) || kvl_timer_arm(timer_fd, BACK_OFF_NS))
+		return false;
+	kvl_worker_mask(net->worker, source, true);
 	return true;
 }
 
@@ -291,8 +302,7 @@ static int on_tx_timer(void *context)
 	struct kvl_net *net = context;
 
 	kvl_timer_drain(net->tx_timer);
-	kvl_worker_mask(net->worker, net->tx_source, false);
-	return transmit(net);
+	return on_writable(net);
 }
 
 /* ---- the pair ---- */
@@ -305,9 +315,9 @@ int kvl_net_start(struct kvl_net *net, int rx_kick, int tx_kick)
 	int readable = kvl_worker_add_fd(worker, net->fd, POLLIN, on_readable, net);
 	int writable = kvl_worker_add_fd(worker, net->fd, POLLOUT, on_writable, net);
 
-	if (net->rx_limiter && kvl_worker_add_fd(worker, net->rx_timer, POLLIN, on_rx_timer, net) < 0)
+	if (net->rx_timer >= 0 && kvl_worker_add_fd(worker, net->rx_timer, POLLIN, on_rx_timer, net) < 0)
 		return -1;
-	if (net->tx_limiter && kvl_worker_add_fd(worker, net->tx_timer, POLLIN, on_tx_timer, net) < 0)
+	if (net->tx_timer >= 0 && kvl_worker_add_fd(worker, net->tx_timer, POLLIN, on_tx_timer, net) < 0)
 		return -1;
 	if (writable < 0)
 		return -1;

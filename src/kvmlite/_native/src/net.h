@@ -83,7 +83,7 @@ struct kvl_net {
 	struct kvl_worker *worker;
 	const struct kvl_egress *egress; /* or NULL: anything goes out */
 	struct kvl_limiter *rx_limiter, *tx_limiter; /* or NULL */
-	int rx_timer, tx_timer;                      /* timerfds for their pauses */
+	int rx_timer, tx_timer;                      /* timerfds, for a limiter and for a stream; else -1 */
 	int fd;                          /* nonblocking */
 	bool is_stream;
 	bool is_mergeable; /* VIRTIO_NET_F_MRG_RXBUF was negotiated */
@@ -122,6 +122,12 @@ bool kvl_net_is_down(const struct kvl_net *net);
 
 /* Leave a source alone until (limiter), if there is one, allows it again; returns whether it does not now. */
 bool kvl_net_pause(struct kvl_net *net, struct kvl_limiter *limiter, int timer_fd, uint32_t source);
+
+/*
+ * After an (error) of the host's that is for lack of memory, which passes and of which no descriptor tells: leave the
+ * source alone for a moment; returns whether it was that.
+ */
+bool kvl_net_back_off(struct kvl_net *net, int error, int timer_fd, uint32_t source);
 
 /* Tell the driver what was used, if it wants to know. */
 void kvl_net_interrupt(struct kvl_net *net, struct kvl_virtq *queue);

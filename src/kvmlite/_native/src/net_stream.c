@@ -89,6 +89,8 @@ int kvl_net_stream_receive(struct kvl_net *net)
 		size = read_stream(net);
 		if (size < 0 && (errno == EAGAIN || errno == EINTR))
 			return 0;
+		if (size < 0 && kvl_net_back_off(net, errno, net->rx_timer, net->readable_source))
+			return 0;
 		if (size <= 0) {
 			net->error = size ? errno : 0;
 			return KVL_NET_E_GONE;
@@ -135,10 +137,13 @@ int kvl_net_stream_transmit(struct kvl_net *net)
 		do
 			size = sendmsg(net->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 		while (size < 0 && errno == EINTR);
-		if (size < 0 && (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)) {
+		if (size < 0 && errno == EAGAIN) {
 			kvl_net_wait_for_room(net);
 			return 0;
 		}
+		/* The descriptor is as writable as before: waiting for that would be none. */
+		if (size < 0 && kvl_net_back_off(net, errno, net->tx_timer, net->tx_source))
+			return 0;
 		if (size < 0) {
 			net->error = errno;
 			return KVL_NET_E_GONE;

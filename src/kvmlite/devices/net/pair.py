@@ -60,7 +60,7 @@ class WorkerPair:
         self._is_stream = framing == "stream"
         try:
             for limiter in limiters:
-                if limiter:
+                if limiter or self._is_stream:
                     self._timers.append(TimerFd())
         except BaseException:
             self.close()
@@ -99,8 +99,7 @@ class WorkerPair:
         native.worker = self._worker.native
         native.egress = ffi.NULL if self._egress is None else self._egress
         native.rx_limiter, native.tx_limiter = self._limiters
-        if self._timers:
-            native.rx_timer, native.tx_timer = (timer.fd for timer in self._timers)
+        native.rx_timer, native.tx_timer = (timer.fd for timer in self._timers) if self._timers else (-1, -1)
         native.fd = self._fd
         native.is_stream = self._is_stream
         native.is_mergeable = has(driver_features, VIRTIO_NET_F_MRG_RXBUF)
