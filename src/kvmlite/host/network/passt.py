@@ -26,11 +26,19 @@ if TYPE_CHECKING:
     from kvmlite.host.network.link import Surroundings
     from kvmlite.host.network.publish import Publish
 
-MTU = 9000
-"""passt takes up to 65520, but Debian 12's then waits for the guest after each frame or two."""
+MTU = 65520
+"""The largest that passt takes: what a frame costs hardly depends on its size."""
+
+SOCKET_BUFFER = 4 << 20
+"""Bytes that each end of the stream may hold for the other, where the host allows as much.
+
+Debian 12's passt sends as much as the guest's TCP window has room for, drops the frames for which the socket has none,
+and begins again from there when the guest has noticed, or after two seconds. 208 KiB, which is the default, are three frames.
+"""
 
 _RANGE = "10.0.0.0/13"  # its third /24 is what people know from other user networks
 _START_TIMEOUT_S = 20.0
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the socket module does not have it
 _GATEWAY_MAC = "52:55:0a:00:02:02"
 
 
@@ -68,6 +76,8 @@ class UserLink:
             ours, theirs = socket.socketpair()
             with theirs:
                 stack.callback(ours.close)
+                _widen(ours)
+                _widen(theirs)
                 daemon = Daemon(
                     "passt", passt_command(plan, self.publishes, theirs.fileno()), pass_fds=(theirs.fileno(),),
                     package="passt",
@@ -154,6 +164,14 @@ def passt_command(plan: UserPlan, publishes: tuple[Publish, ...], fd: int) -> li
         option = "--tcp-ports" if publish.protocol == "tcp" else "--udp-ports"
         command += [option, f"{publish.host_address}/{publish.host_port}:{publish.guest_port}"]
     return command
+
+
+def _widen(end: socket.socket) -> None:
+    """Give it SOCKET_BUFFER; users other than root get no more than ``net.core.wmem_max``."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
 def _wait_ready(stream: socket.socket, mac: bytes, plan: UserPlan, daemon: Daemon) -> None:
