@@ -220,6 +220,9 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 
 	require(fd == NET_FD && flags == (MSG_DONTWAIT | MSG_NOSIGNAL), "a bad call of sendmsg");
 	scribble();
+	/* Whole frames but for the rest of one, and all but the last in a piece that a stream socket keeps together. */
+	require(tail_size || size <= 24576 + 4 * KVL_NET_BATCH + KVL_NET_FRAME_MAX,
+		"too much was sent together");
 	if (host_fails())
 		return -1;
 	if (host_draw(2))

@@ -10,7 +10,12 @@ enum {
 	/* How much to ask the peer for at a time, at least. */
 	READ_MIN = KVL_NET_FRAME_MAX + LENGTH_SIZE,
 	VISIT_BYTES = 512 << 10,
-	BATCH_BYTES = 256 << 10,
+	/*
+	 * How much may be sent together before the last frame. A stream socket keeps what one call has sent in pieces of 47
+	 * KiB. A peer may read the first before the second is there, and passt (Debian 12's) then loses its place for good if
+	 * the cut is in a length, or if a frame comes in three: so a length has to be in the first, and two have to do.
+	 */
+	BATCH_BYTES = 24 << 10,
 	PAUSED = 2,
 };
 
