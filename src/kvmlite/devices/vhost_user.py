@@ -178,9 +178,6 @@ class VhostUserDevice:
                     self._begin_recovery("" if has_ended else str(error))
             self._forget_driver()
 
-    def process_queue(self, index: int) -> None:
-        """Not called: the queues are served elsewhere."""
-
     def close(self) -> None:
         """End the back end."""
         with self._recovery_lock:

@@ -7,7 +7,7 @@ from kvmlite.records import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Protocol
+    from typing import Any, Protocol, TypeGuard
 
     from kvmlite.host.loop import DeviceLoop
     from kvmlite.memory.guest_memory import GuestMemory
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     class VirtioDevice(Protocol):
         """A device behind a transport. The transport makes sure of the order of calls.
 
-        A driver's mistake is ``GuestFault``: raise it from ``process_queue``, ``activate`` or ``write_config`` and the
-        device ends in DEVICE_NEEDS_RESET. Any other exception ends the machine.
+        A driver's mistake is ``GuestFault``: raise it from ``activate``, ``write_config`` or ``process_queue`` (``LoopDevice``)
+        and the device ends in DEVICE_NEEDS_RESET. Any other exception ends the machine.
         """
 
         @property
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
         @property
         def queues_elsewhere(self) -> bool:
-            """The queues are served by a C worker, the host's kernel or another process, never by ``process_queue``.
+            """The queues are served by a C worker, the host's kernel or another process; else it is a ``LoopDevice``.
 
             The transport then leaves their kick eventfds alone, and the interrupt status always shows the queue bit.
             ``reset`` returns only when nobody touches the queues any more.
@@ -92,22 +92,28 @@ if TYPE_CHECKING:
         def activate(self, queues: tuple[Virtqueue, ...], interrupt: Interrupt, driver_features: int) -> None:
             """Start work: the driver is up. Queues it did not set up are there but never yield a chain.
 
-            Thread: a vCPU's; no ``process_queue`` runs before it returns.
+            Thread: a vCPU's.
             """
 
         def reset(self) -> None:
-            """Forget the driver; touch no queue afterwards. Thread: a vCPU's; no ``process_queue`` runs meanwhile."""
+            """Forget the driver; touch no queue afterwards. Thread: a vCPU's."""
+
+        def close(self) -> None:
+            """Give back what the device holds of the host. Once; vCPUs and the device loop have stopped."""
+
+    class LoopDevice(VirtioDevice, Protocol):
+        """A device that serves its queues on the device loop; ``queues_elsewhere`` is False."""
 
         def process_queue(self, index: int) -> None:
             """Serve queue ``index``: the driver added buffers, or the last visit did not get to the end.
 
-            Never called with ``queues_elsewhere``.
-
-            Thread: the device loop.
+            Thread: the device loop; not before ``activate`` has returned, and not during ``reset``.
             """
 
-        def close(self) -> None:
-            """Give back what the device holds of the host. Once; vCPUs and the device loop have stopped."""
+
+def is_served_on_loop(device: VirtioDevice) -> TypeGuard[LoopDevice]:
+    """Whether the transport has to see to the queues of a device."""
+    return not device.queues_elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

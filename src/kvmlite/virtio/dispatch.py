@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from kvmlite.errors import GuestFault
+from kvmlite.virtio.device import is_served_on_loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class QueueDispatch:
     """
 
     def __init__(self, device: VirtioDevice, loop: KickLoop, on_error: Callable[[BaseException], None]) -> None:
-        self._device = device
+        self._process = device.process_queue if is_served_on_loop(device) else None
         self._loop = loop
         self._on_error = on_error
         self._queues: tuple[Virtqueue, ...] = ()
@@ -55,7 +56,7 @@ class QueueDispatch:
 
         Not those of a device whose queues are served elsewhere.
         """
-        if self._device.queues_elsewhere:
+        if self._process is None:
             return
         for queue in self._queues:
             if not queue.is_stopped:
@@ -67,7 +68,7 @@ class QueueDispatch:
 
     def stop(self) -> None:
         """Visit no more; a visit under way has ended when this returns."""
-        if self._device.queues_elsewhere:
+        if self._process is None:
             return
         for queue in self._queues:
             if queue.kick_eventfd >= 0:
@@ -80,6 +81,7 @@ class QueueDispatch:
         self._queues = ()
 
     def _visit(self, queue: Virtqueue) -> None:
+        assert self._process is not None, "else no kick is watched"
         try:
             os.eventfd_read(queue.kick_eventfd)
         except BlockingIOError:
@@ -89,7 +91,7 @@ class QueueDispatch:
         self.visits += 1
         queue.begin_visit(VISIT_BUDGET)
         try:
-            self._device.process_queue(queue.index)
+            self._process(queue.index)
         except GuestFault as fault:
             queue.fail(fault)
         except Exception as error:  # a bug of ours: the machine ends and says so

@@ -241,9 +241,6 @@ class VirtioBlk:
             queue.release()
         self._queues = {}
 
-    def process_queue(self, index: int) -> None:
-        """Never called: the workers serve the queues."""
-
     def _make_on_stop(self, index: int) -> Callable[[], None]:
         return lambda: lib.kvl_blk_abandon(self._queues[index].native)
 

@@ -218,9 +218,6 @@ class VirtioNet:
             pair.stop()
         self._queues, self._interrupt = (), None
 
-    def process_queue(self, index: int) -> None:
-        """Never called: the queues are served elsewhere."""
-
     def close(self) -> None:
         """End the threads, then close the port."""
         self._close_pairs()

@@ -158,9 +158,6 @@ class VhostVsock:
         for error in self._errors:
             self._loop.remove_reader(error.fd)
 
-    def process_queue(self, index: int) -> None:
-        """Never called."""
-
     def hang_up(self) -> None:
         """The guest has ended: what it had sent is delivered, then its connections end. Thread: any.
 
