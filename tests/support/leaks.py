@@ -49,10 +49,12 @@ def children() -> set[int]:
 def machine_mappings() -> set[tuple[str, str]]:
     """``(address range, what)`` of mappings that belong to a machine: vCPUs' shared pages and guest RAM.
 
-    Anonymous guest RAM has no name. It is what starts at a 2 MiB boundary right after a no-access page, and is not
-    a thread's stack, which may look the same and which the C library keeps for the next thread.
+    Anonymous guest RAM has no name. It is what starts at a 2 MiB boundary right after a no-access page, has whole MiB,
+    and is not a thread's stack, which may look the same (alone, or together with a heap above it that the kernel took
+    for one mapping with it) and which the C library keeps for the next thread.
     """
-    stack_size = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stack_size = limit if limit != resource.RLIM_INFINITY else 2 << 20
     found = set()
     guard_end = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -60,7 +62,8 @@ def machine_mappings() -> set[tuple[str, str]]:
         start, end = (int(part, 16) for part in span.split("-"))
         kind = name[0] if name else ""
         aligned = start == guard_end and start % _HUGE_PAGE_SIZE == 0
-        if not kind and access == "rw-p" and aligned and end - start != stack_size:
+        has_whole_mib = (end - start) % (1 << 20) == 0
+        if not kind and access == "rw-p" and aligned and has_whole_mib and end - start != stack_size:
             kind = "guest RAM"
         if "kvm-vcpu" in kind or "kvmlite-ram" in kind or kind == "guest RAM":
             found.add((span, kind))
