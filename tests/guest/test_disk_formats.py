@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from support.command import Command
 
+import kvmlite
 from kvmlite import Exited, FormattedDisk, GuestConfig, LinuxGuest
 from kvmlite.devices import vhost_user
 from kvmlite.devices.vhost_user import VhostUserDevice
+from kvmlite.images.volumes import VolumeStore
 
 PATIENCE_S = 150.0
 READING = """
@@ -59,6 +61,21 @@ def make_image(path: Path, format: str) -> Path:
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, str(raw), str(path)], check=True)
     raw.unlink()
     return path
+
+
+def test_volumes_of_other_formats_are_mounted_where_they_are_asked_for(kernel: Path, directory: Path) -> None:
+    """Disks that all have the same serial, beside one of another kind that comes first."""
+    store = VolumeStore()
+    for name, format in (("one", "qcow2"), ("two", "raw"), ("three", "vhdx")):
+        store.create(name, 32 << 20, format=format, filesystem="ext4")
+    disks = [FormattedDisk(path=make_image(directory / "disk.vdi", "vdi"), format="vdi")]
+    volumes = {"three": "/3", "one": "/1", "two": "/2"}
+    script = "for n in 1 2 3; do echo in $n > /$n/file; done; mount -t ext4 /dev/vda /4; cat /4/file"
+    first = kvmlite.run(f"mkdir /4; {script}", kernel=kernel, volumes=volumes, disks=disks)
+    assert (first.exit_code, first.stdout, first.stderr) == (0, "in vdi\n", "")
+    for name, number in (("two", 2), ("three", 3), ("one", 1)):
+        again = kvmlite.run("cat /x/file; ls /x", kernel=kernel, volumes={name: "/x"})
+        assert (again.exit_code, again.stdout.split()[:3]) == (0, ["in", str(number), "file"])
 
 
 def test_every_format_is_read_and_written_and_outlives_a_machine(kernel: Path, directory: Path, mappings: None) -> None:

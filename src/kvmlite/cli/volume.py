@@ -50,9 +50,7 @@ def volume() -> None:
 @click.argument("name")
 @click.argument("size")
 @click.option("--format", "format_", metavar="NAME", default="raw", help="raw, qcow2, vmdk, vdi or vhdx. Default raw.")
-@click.option(
-    "--fs", "filesystem", metavar="TYPE", default="", help="Make a file system in it: ext4; raw volumes only."
-)
+@click.option("--fs", "filesystem", metavar="TYPE", default="", help="Make a file system in it: ext4.")
 def create(name: str, size: str, format_: str, filesystem: str) -> None:
     """Make an empty volume of SIZE (10G); it takes no space until it is written to."""
     click.echo(_line(_store().create(name, _size(size), format=format_, filesystem=filesystem)))

@@ -197,11 +197,12 @@ class AgentClient:
         """Mount a file system in the guest; makes the directory ``target``.
 
         Args:
-            source: A device, or ``serial:NAME`` for the virtio disk with this serial, ``serial:NAME:2`` for its partition 2.
+            source: A device; or ``serial:NAME`` for the virtio disk with this serial, ``mmio:ADDRESS`` (hexadecimal) for the one
+                that has its registers there; ``:2`` behind it for its partition 2.
             flags: Those of mount(2).
 
         Raises:
-            GuestError: The guest's kernel refused; ENODEV also if there is no disk with this serial.
+            GuestError: The guest's kernel refused; ENODEV also if there is no such disk.
         """
         fields = [os.fsencode(text) for text in (source, target, kind, data)]
         self._order(

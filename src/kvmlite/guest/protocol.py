@@ -27,8 +27,8 @@ once the command or request has ended. H is the host, G the guest; integers are 
 14  PONG         G>H   le64 CLOCK_MONOTONIC ns
 15  CLOCK_SET    H>G   le64 ns since 1970; answered by RESULT
 16  ENTROPY      H>G   1 to 512 random bytes; answered by RESULT
-17  MOUNT        H>G   mount(2) flags; NUL-terminated: source ("serial:NAME": the disk with this serial), target,
-                       type, data; answered by RESULT
+17  MOUNT        H>G   mount(2) flags; NUL-terminated: source ("serial:NAME": the disk with this serial;
+                       "mmio:ADDRESS": the one with its registers there), target, type, data; answered by RESULT
 18  SHUTDOWN     H>G   kind (0 power off, 1 reboot, 2 halt); answered by RESULT, then the machine ends
 19  RESULT       G>H   errno, 0 if it worked
 20  ERROR        G>H   text: the host broke the protocol; the channel ends

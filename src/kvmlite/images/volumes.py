@@ -92,7 +92,7 @@ class VolumeStore:
 
         Args:
             size: Bytes.
-            filesystem: ``ext4`` to make one in it; raw volumes only. Empty for none.
+            filesystem: ``ext4`` to make one in it. Empty for none.
 
         Raises:
             ConfigError: The name is taken, or the request makes no sense.
@@ -104,18 +104,17 @@ class VolumeStore:
             raise ConfigError(f"a volume of {size} bytes is too small", hint="give a size with a unit: 10G")
         if filesystem not in ("", "ext4"):
             raise ConfigError(f"cannot make a file system {filesystem!r}", hint="choose ext4, or make it in the guest")
-        if filesystem and format != "raw":
-            raise ConfigError(
-                f"a file system can be made in a raw volume, not in {format}", hint="make it in the guest"
-            )
 
         def fill(path: str) -> None:
-            if format != "raw":
+            if format != "raw" and not filesystem:
                 _qemu_img("create", "-q", "-f", format, path, str(size))
                 return
-            _make_sparse(path, size)
+            raw = path if format == "raw" else f"{path}.raw"  # goes with the directory it is made in
+            _make_sparse(raw, size)
             if filesystem:
-                make_empty(path)
+                make_empty(raw)
+            if raw != path:
+                _qemu_img("convert", "-q", "-f", "raw", "-O", format, raw, path)
 
         return self._add(name, format, fill)
 

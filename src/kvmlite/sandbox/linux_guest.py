@@ -12,6 +12,7 @@ import os
 import threading
 import time
 
+from kvmlite.abi.layout import virtio_mmio_window
 from kvmlite.errors import BootError, ConfigError, KvmliteError, StateError
 from kvmlite.guest import agent_path
 from kvmlite.guest.agent import AgentClient, ChannelLost
@@ -180,8 +181,11 @@ class LinuxGuest:
         raise self._boot_error("the guest ended while it came up")
 
     def _set_up_parts(self) -> None:
+        slot = len(self._channel.devices) + len(self.config.devices)  # as in _machine_config
         for part in self.config.parts:
-            part.set_up(self.agent)
+            end = slot + len(part.devices)
+            part.set_up(self.agent, [virtio_mmio_window(number).gpa for number in range(slot, end)])
+            slot = end
         if self.config.parts:
             self.machine.mark("parts set up")
 

@@ -10,6 +10,8 @@ from kvmlite.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvmlite.guest.agent import AgentClient
     from kvmlite.machine.config import DeviceSpec
 
@@ -91,7 +93,7 @@ class Mount:
         """virtiofsd reads and writes guest memory."""
         return True
 
-    def set_up(self, agent: AgentClient) -> None:
+    def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Mount it in the guest."""
         if self.mode == "overlay":
             _mount_overlay(agent, self.tag, self.target)
@@ -121,7 +123,7 @@ class HostRoot:
         """One virtio-fs device. The host's ``/proc``, ``/sys``, ``/dev`` and ``/run`` are kept from the guest."""
         return (SharedDirectory(path=self.path, tag=self.tag, read_only=True, cache=self.cache, hidden=_OF_THE_GUEST),)
 
-    def set_up(self, agent: AgentClient) -> None:
+    def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Put an overlay above it and make that the root."""
         root = f"{_SCRATCH}/root"
         _mount_overlay(agent, self.tag, root)

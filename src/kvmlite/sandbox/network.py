@@ -62,7 +62,7 @@ class Network:
         queue_pairs = _parse_number(values.get("queues", "1"), "queues")
         self.devices: tuple[DeviceSpec, ...] = (Net(backend=self._backend, queue_pairs=queue_pairs),)
 
-    def set_up(self, agent: AgentClient) -> None:
+    def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Give the interface its addresses and bring it up.
 
         Raises:

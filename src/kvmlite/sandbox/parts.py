@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     from kvmlite.guest.agent import AgentClient
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
         def needs_shared_memory(self) -> bool:
             """Another process serves a device of it: guest RAM has to be a memfd, or huge pages."""
 
-        def set_up(self, agent: AgentClient) -> None:
+        def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
             """Do what is to be done inside. Once, on the thread that waits for the agent, parts in their order.
+
+            Args:
+                agent: The guest's.
+                windows: Where the registers of each of its devices are in the guest: guest-physical addresses.
 
             Raises:
                 GuestError: The agent could not.

@@ -14,6 +14,8 @@ from kvmlite.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvmlite.guest.agent import AgentClient
     from kvmlite.images.disk_kernel import DiskKernel
     from kvmlite.images.image import Image, ImageConfig
@@ -67,7 +69,7 @@ class RootDisk:
         """No: the disk is served from this process."""
         return False
 
-    def set_up(self, agent: AgentClient) -> None:
+    def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Mount it and make it the root.
 
         Raises:
@@ -146,7 +148,12 @@ def _volume_of(image: Image, name: str) -> str:
     if not store.has(name):
         return store.create_from(name, image.path).path
     volume = store.find(name)
-    if volume.format != "raw" or _read_uuid(volume.path) != _read_uuid(image.path):
+    if volume.format != "raw":
+        raise ConfigError(
+            f"volume {name} is {volume.format}; what an image is to keep is kept in a raw one",
+            hint=f"choose another name for --keep, or kvmlite volume convert {name} raw",
+        )
+    if _read_uuid(volume.path) != _read_uuid(image.path):
         raise ConfigError(
             f"volume {name} was not made of image {image.name}",
             hint=f"choose another name for --keep, or kvmlite volume rm {name}",

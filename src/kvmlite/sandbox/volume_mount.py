@@ -8,7 +8,10 @@ from kvmlite.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvmlite.guest.agent import AgentClient
+    from kvmlite.images.volumes import Volume
     from kvmlite.machine.config import DeviceSpec
 
 __all__ = ["VolumeMount", "open_volume"]
@@ -22,13 +25,14 @@ class VolumeMount:
     """A volume with an ext4 file system at a directory of the guest.
 
     Attributes:
-        name, path: The volume and its file.
+        name, path, format: The volume and its file.
         target: Absolute path in the guest; made if it is not there.
         read_only: The guest cannot write; several may then use the volume at once.
     """
 
     name: str
     path: str
+    format: str = "raw"
     target: str
     read_only: bool = False
 
@@ -40,13 +44,6 @@ class VolumeMount:
             )
 
     @property
-    def serial(self) -> str:
-        """By what the guest's agent finds the disk."""
-        import hashlib
-
-        return "vol-" + hashlib.sha256(self.path.encode()).hexdigest()[:16]
-
-    @property
     def features(self) -> tuple[str, ...]:
         """Modules for a disk and its file system."""
         return ("blk", "ext4")
@@ -54,43 +51,48 @@ class VolumeMount:
     @property
     def devices(self) -> tuple[DeviceSpec, ...]:
         """The disk."""
-        return (Disk(path=self.path, read_only=self.read_only, serial=self.serial),)
+        if self.format != "raw":
+            from kvmlite.devices.vhost_user_blk import FormattedDisk
+
+            return (FormattedDisk(path=self.path, format=self.format, read_only=self.read_only),)
+        return (Disk(path=self.path, read_only=self.read_only),)
 
     @property
     def needs_shared_memory(self) -> bool:
-        """No: the disk is served from this process."""
-        return False
+        """Of another format than raw the disk is served by qemu-storage-daemon."""
+        return self.format != "raw"
 
-    def set_up(self, agent: AgentClient) -> None:
+    def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Mount it.
 
         Raises:
             GuestError: The guest's kernel cannot mount it.
         """
         flags, data = (_MS_RDONLY, "noload") if self.read_only else (0, "")
-        agent.mount(f"serial:{self.serial}", self.target, "ext4", data, flags=flags)
+        agent.mount(f"mmio:{windows[0]:x}", self.target, "ext4", data, flags=flags)
 
 
 def open_volume(name: str, target: str, *, read_only: bool = False) -> VolumeMount:
     """Return the mount of a volume of the store.
 
     Raises:
-        ConfigError: There is no such volume, or it has no file system that can be mounted.
+        ConfigError: There is no such volume, or it has no file system that can be mounted. In other formats than raw
+            only the guest finds that out.
     """
     from kvmlite.images.volumes import VolumeStore
 
     volume = VolumeStore().find(name)
-    if volume.format != "raw":
-        raise ConfigError(
-            f"volume {name} is {volume.format}; only raw ones are mounted",
-            hint=f"kvmlite volume convert {name} raw, or --disk {volume.path},format={volume.format}",
-        )
+    if volume.format == "raw":
+        _check_file_system(volume)
+    return VolumeMount(name=name, path=volume.path, format=volume.format, target=target, read_only=read_only)
+
+
+def _check_file_system(volume: Volume) -> None:
     offset, magic = _EXT_MAGIC
     with open(volume.path, "rb") as file:
         file.seek(offset)
         if file.read(len(magic)) != magic:
             raise ConfigError(
-                f"volume {name} has no ext4 file system",
+                f"volume {volume.name} has no ext4 file system",
                 hint="kvmlite volume create --fs ext4 makes one with it; or give it to the guest as a --disk",
             )
-    return VolumeMount(name=name, path=volume.path, target=target, read_only=read_only)

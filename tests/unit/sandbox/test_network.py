@@ -94,7 +94,7 @@ def test_each_network_has_an_address_of_its_own() -> None:
 
 def test_a_guest_cannot_be_set_up_before_its_card_is_made() -> None:
     with pytest.raises(StateError):
-        Network("user").set_up(None)  # type: ignore[arg-type]
+        Network("user").set_up(None, [])  # type: ignore[arg-type]
 
 
 class DrivenBy:
@@ -111,10 +111,10 @@ def test_a_kernel_without_a_driver_is_told_from_other_errors() -> None:
     network = Network("user")
     network._backend._guest = GuestAddresses()
     with pytest.raises(UnsupportedError, match="does not drive") as info:
-        network.set_up(DrivenBy(errno.ENODEV))  # type: ignore[arg-type]
+        network.set_up(DrivenBy(errno.ENODEV), [])  # type: ignore[arg-type]
     assert "CONFIG_VIRTIO_NET" in info.value.hint
     with pytest.raises(GuestError):
-        network.set_up(DrivenBy(errno.EPERM))  # type: ignore[arg-type]
+        network.set_up(DrivenBy(errno.EPERM), [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

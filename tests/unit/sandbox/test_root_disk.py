@@ -49,19 +49,19 @@ def test_as_a_disk_it_is_a_disk() -> None:
 
 def test_a_partition_of_it_is_mounted() -> None:
     agent = PlayedAgent()
-    RootDisk(path="/image", partition=2, dax=True, keep=True).set_up(agent)  # type: ignore[arg-type]
+    RootDisk(path="/image", partition=2, dax=True, keep=True).set_up(agent, [])  # type: ignore[arg-type]
     assert agent.calls == [("/dev/pmem0p2", "/mnt", "ext4", "dax", 0), ("/mnt",)]
 
 
 def test_a_block_device_that_is_late_is_waited_for() -> None:
     agent = PlayedAgent(errno.ENOENT, errno.ENXIO)
-    RootDisk(path="/image", dax=True).set_up(agent)  # type: ignore[arg-type]
+    RootDisk(path="/image", dax=True).set_up(agent, [])  # type: ignore[arg-type]
     assert agent.calls == [MOUNTED, MOUNTED, MOUNTED, ("/mnt",)]
 
 
 def test_a_guest_that_cannot_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuestError, match="Invalid argument"):
-        RootDisk(path="/image", dax=True).set_up(PlayedAgent(errno.EINVAL))  # type: ignore[arg-type]
+        RootDisk(path="/image", dax=True).set_up(PlayedAgent(errno.EINVAL), [])  # type: ignore[arg-type]
     monkeypatch.setattr(root_disk, "_DEVICE_TIMEOUT_S", 0.0)
     with pytest.raises(GuestError, match="No such file or directory"):
-        RootDisk(path="/image", dax=True).set_up(PlayedAgent(errno.ENOENT))  # type: ignore[arg-type]
+        RootDisk(path="/image", dax=True).set_up(PlayedAgent(errno.ENOENT), [])  # type: ignore[arg-type]

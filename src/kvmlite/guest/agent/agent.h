@@ -50,9 +50,13 @@ void system_finish(const struct conf *conf); /* the rest of the set-up, once the
 int root_prepare(void);                    /* before all else: makes root_change possible */
 int root_change(const char *directory);    /* a mount point; /dev, /proc and /sys go along */
 
-/* disk.c: the device, as /dev/NAME, of the virtio disk "SERIAL", or of a partition of it "SERIAL:NUMBER"; 0 or an errno. */
+/*
+ * disk.c: disks wherever the kernel has put them: "serial:NAME", or "mmio:ADDRESS" (hexadecimal) by where its registers are;
+ * with ":NUMBER" a partition of it. disk_find: the device, as /dev/NAME; 0 or an errno.
+ */
 enum { DISK_PATH_SIZE = 64 };
-int disk_find(const char *name, char ret[DISK_PATH_SIZE]);
+bool disk_is_named(const char *source);
+int disk_find(const char *source, char ret[DISK_PATH_SIZE]);
 
 /* network.c: one interface, as the payload of NETWORK says; 0 or an errno. */
 int network_configure(const uint8_t *payload, size_t size);

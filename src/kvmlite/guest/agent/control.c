@@ -84,12 +84,12 @@ static int make_directories(const char *path)
     return error;
 }
 
-/* A source "serial:NAME" is the disk with that serial, wherever the kernel has put it; "serial:NAME:2" its partition 2. */
+/* A source may name a disk by what the host knows of it. */
 static int find_source(const char **source, char path[DISK_PATH_SIZE])
 {
-    if (strncmp(*source, "serial:", 7) != 0)
+    if (!disk_is_named(*source))
         return 0;
-    int error = disk_find(*source + 7, path);
+    int error = disk_find(*source, path);
 
     *source = path;
     return error;
