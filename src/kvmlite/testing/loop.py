@@ -22,6 +22,7 @@ class ManualLoop:
     def __init__(self) -> None:
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
+        self._poller = select.poll()
         self._posted: deque[Callable[[], object]] = deque()
         self._lock = threading.RLock()  # as with DeviceLoop, a reader that another thread has removed is not called
         self.rounds = 0
@@ -30,21 +31,32 @@ class ManualLoop:
         """See DeviceLoop."""
         with self._lock:
             self._readers[fd] = callback
+            self._watch(fd)
 
     def remove_reader(self, fd: int) -> None:
         """See DeviceLoop."""
         with self._lock:
-            self._readers.pop(fd, None)
+            if self._readers.pop(fd, None) is not None:
+                self._watch(fd)
 
     def add_writer(self, fd: int, callback: Callable[[], None]) -> None:
         """See DeviceLoop."""
         with self._lock:
             self._writers[fd] = callback
+            self._watch(fd)
 
     def remove_writer(self, fd: int) -> None:
         """See DeviceLoop."""
         with self._lock:
-            self._writers.pop(fd, None)
+            if self._writers.pop(fd, None) is not None:
+                self._watch(fd)
+
+    def _watch(self, fd: int) -> None:
+        events = (select.POLLIN if fd in self._readers else 0) | (select.POLLOUT if fd in self._writers else 0)
+        if events:
+            self._poller.register(fd, events)
+        else:
+            self._poller.unregister(fd)
 
     def post(self, function: Callable[[], object]) -> None:
         """See DeviceLoop."""
@@ -83,16 +95,15 @@ class ManualLoop:
         """Serve what is ready now; returns whether anything was."""
         with self._lock:
             self.rounds += 1
-            posted, self._posted = self._posted, deque()
-            for function in posted:
-                function()
+            posted = self._posted
+            if posted:
+                self._posted = deque()
+                for function in posted:
+                    function()
             return self._poll() or bool(posted)
 
     def _poll(self) -> bool:
-        poll = select.poll()
-        for fd in self.watched:
-            poll.register(fd, (fd in self._readers and select.POLLIN) | (fd in self._writers and select.POLLOUT))
-        ready = poll.poll(0)
+        ready = self._poller.poll(0)
         for fd, events in ready:
             gone = events & (select.POLLHUP | select.POLLERR | select.POLLNVAL)
             if (events & select.POLLIN or gone) and fd in self._readers:
