@@ -47,6 +47,11 @@ class QueueDispatch:
         self._queues: tuple[Virtqueue, ...] = ()
         self.visits = 0
 
+    @property
+    def queues(self) -> tuple[Virtqueue, ...]:
+        """Those it visits; none before ``prepare`` and after ``stop_queues``."""
+        return self._queues
+
     def prepare(self, queues: tuple[Virtqueue, ...]) -> None:
         """Take the queues over; no visits yet."""
         self._queues = queues
