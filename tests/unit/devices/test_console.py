@@ -223,6 +223,15 @@ def test_output_waits_in_the_queue_while_the_host_does_not_read(up: Guest) -> No
         assert received == bytes(range(256)) * 8192 + b"the end"
 
 
+def test_output_of_any_size_is_dropped_at_once_if_nobody_listens(up: Guest) -> None:
+    queue = up.queues[TX1]
+    queue.add_buffers([(0, 8 << 20, 0)] * queue.size)
+    before = up.loop.rounds
+    up.kick(TX1)
+    assert queue.used_idx == 1
+    assert up.loop.rounds - before < 10
+
+
 def test_a_host_that_leaves_unread_output_frees_the_queue(up: Guest) -> None:
     end = connect(up, up.agent)
     up.queues[TX1].add_buffers([(0x400000, 2 << 20, 0)])

@@ -208,9 +208,11 @@ class ConsolePort:
     def _deliver(self, chain: DescriptorChain) -> int:
         """Hand over the next bytes; returns how many, 0 to wait for the host."""
         offset = self._output_offset
+        if self._sink is None and self._socket is None:
+            return chain.readable_size - offset  # nobody is there; a chain may claim 4 GiB
         size = min(chain.readable_size - offset, _CHUNK)
         if self._sink is None:
-            return size if self._socket is None else self._send(chain.readable_views(offset, size), size)
+            return self._send(chain.readable_views(offset, size), size)
         data = chain.read(offset, size)
         if self._socket is not None:
             data = data[: self._send([memoryview(data)], size)]
