@@ -101,13 +101,18 @@ static int end_visit(struct kvl_net *net, struct kvl_virtq *queue, int code)
 		give_up(net);
 	if (code == KVL_NET_E_RX_QUEUE)
 		stop_receiving(net);
-	kvl_net_interrupt(net, queue);
+	if (queue)
+		kvl_net_interrupt(net, queue);
+	else
+		kvl_net_stream_interrupt(net);
 	return code;
 }
 
 static int receive(struct kvl_net *net)
 {
-	return end_visit(net, net->rx, net->is_stream ? kvl_net_stream_receive(net) : kvl_net_tap_receive(net));
+	if (net->is_stream)
+		return end_visit(net, NULL, kvl_net_stream_receive(net));
+	return end_visit(net, net->rx, kvl_net_tap_receive(net));
 }
 
 static int on_readable(void *context)
@@ -247,6 +252,7 @@ void kvl_net_sent(struct kvl_net *net, bool is_dropped)
 	} else {
 		net->counters.tx_packets += sending->count;
 		net->counters.tx_bytes += sending->size;
+		net->sent_since += sending->size;
 	}
 	sending->count = sending->first_iov = sending->iov_count = 0;
 	sending->size = 0;

@@ -101,6 +101,10 @@ struct kvl_net {
 	uint32_t direct;   /* how many of them are in the pool's buffers; the others are in (spill) */
 	uint32_t begin;    /* of what a stream has brought and the driver has not, in (spill) */
 	uint32_t end;
+	/* When the driver is told of a stream's frames, see net_stream.c. */
+	bool is_urgent;      /* something that was received since it was told must not wait */
+	uint32_t handshakes; /* connections to it that were begun and wait for their third segment */
+	uint64_t sent_since; /* bytes it has sent since it was told */
 	struct kvl_net_pool pool;
 	struct kvl_net_sending sending;
 	uint8_t spill[KVL_NET_SPILL];
@@ -128,6 +132,9 @@ bool kvl_net_pause(struct kvl_net *net, struct kvl_limiter *limiter, int timer_f
  * source alone for a moment; returns whether it was that.
  */
 bool kvl_net_back_off(struct kvl_net *net, int error, int timer_fd, uint32_t source);
+
+/* Tell the driver of what was received from a stream: at once, or a little later if that can wait. */
+void kvl_net_stream_interrupt(struct kvl_net *net);
 
 /* Tell the driver what was used, if it wants to know. */
 void kvl_net_interrupt(struct kvl_net *net, struct kvl_virtq *queue);

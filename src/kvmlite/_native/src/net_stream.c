@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/if_ether.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -17,7 +18,21 @@ enum {
 	 */
 	BATCH_BYTES = 24 << 10,
 	PAUSED = 2,
+	/* An acknowledgement waits for more if the driver has sent less than this: it is short of no window then. */
+	HELD_BYTES = 4096,
+	/* Sizes of headers, those of IP and TCP without options. */
+	ETHERNET = 14,
+	IP = 20,
+	TCP = 20,
+	TCP_SYN = 2,
+	TCP_ACK = 16,
 };
+
+/*
+ * How long the driver is not told of acknowledgements that wait: many times what a program needs for its next request,
+ * and less than what makes a TCP send again (two ticks of 1 ms at the least).
+ */
+static const uint64_t HELD_NS = 2000000;
 
 static uint32_t load_length(const struct kvl_net *net)
 {
@@ -25,6 +40,53 @@ static uint32_t load_length(const struct kvl_net *net)
 
 	memcpy(&length, &net->spill[net->begin], sizeof(length));
 	return ntohl(length);
+}
+
+static uint32_t load_be16(const uint8_t *at)
+{
+	return (uint32_t)at[0] << 8 | at[1];
+}
+
+/*
+ * Whether the driver need not be told of a frame by itself: a segment that acknowledges little, and does nothing else. A
+ * peer like passt sends one for each small answer, right before the next request. The third segment of a handshake looks
+ * the same, but a program may wait for it.
+ */
+static bool may_wait(struct kvl_net *net, const uint8_t *frame, uint32_t length)
+{
+	const uint8_t *ip = frame + ETHERNET, *tcp = ip + IP;
+
+	if (length < ETHERNET + IP + TCP || load_be16(frame + 12) != ETH_P_IP || ip[0] != 0x45 || ip[9] != IPPROTO_TCP)
+		return false;
+	if ((tcp[13] & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		net->handshakes++;
+	if (tcp[13] != TCP_ACK || load_be16(ip + 2) != IP + 4u * (tcp[12] >> 4))
+		return false;
+	if (net->handshakes) {
+		net->handshakes--;
+		return false;
+	}
+	return net->sent_since < HELD_BYTES;
+}
+
+static int interrupt_now(void *context)
+{
+	struct kvl_net *net = context;
+
+	net->is_urgent = false;
+	net->sent_since = 0;
+	kvl_net_interrupt(net, net->rx);
+	return 0;
+}
+
+void kvl_net_stream_interrupt(struct kvl_net *net)
+{
+	if (net->is_urgent || net->is_gone) {
+		kvl_worker_put_off(net->worker, NULL, NULL, 0);
+		interrupt_now(net);
+	} else if (net->rx->unsignalled && !net->worker->later) {
+		kvl_worker_put_off(net->worker, interrupt_now, net, HELD_NS);
+	}
 }
 
 /*
@@ -51,6 +113,8 @@ static int deliver_frames(struct kvl_net *net)
 			net->received = KVL_NET_HEADER + length;
 			net->direct = KVL_NET_HEADER; /* made here, not received */
 			code = kvl_net_deliver(net, &net->spill[net->begin + LENGTH_SIZE]);
+			if (code == 1 && !may_wait(net, &net->spill[net->begin + LENGTH_SIZE], length))
+				net->is_urgent = true;
 		}
 		if (code <= 0)
 			return code;
@@ -59,9 +123,12 @@ static int deliver_frames(struct kvl_net *net)
 	return 1;
 }
 
-/* Read what the peer has sent; returns as recv. */
-static ssize_t read_stream(struct kvl_net *net)
+/* Read what the peer has sent; returns as recv, and in (is_all) whether there was no more. */
+static ssize_t read_stream(struct kvl_net *net, bool *is_all)
 {
+	size_t room;
+	ssize_t size;
+
 	if (net->begin == net->end) {
 		net->begin = net->end = 0;
 	} else if (sizeof(net->spill) - net->end < READ_MIN) {
@@ -69,12 +136,16 @@ static ssize_t read_stream(struct kvl_net *net)
 		net->end -= net->begin;
 		net->begin = 0;
 	}
-	return recv(net->fd, &net->spill[net->end], sizeof(net->spill) - net->end, MSG_DONTWAIT);
+	room = sizeof(net->spill) - net->end;
+	size = recv(net->fd, &net->spill[net->end], room, MSG_DONTWAIT);
+	*is_all = size > 0 && (size_t)size < room;
+	return size;
 }
 
 int kvl_net_stream_receive(struct kvl_net *net)
 {
 	uint64_t done = 0;
+	bool is_all = false;
 
 	for (;;) {
 		int code = deliver_frames(net);
@@ -82,16 +153,19 @@ int kvl_net_stream_receive(struct kvl_net *net)
 
 		if (code == PAUSED)
 			return 0;
-		if (code < 0)
+		if (code < 0) {
+			net->is_urgent = true;
 			return code;
+		}
 		if (code == 0) {
+			net->is_urgent = true; /* it adds buffers when it has seen these */
 			kvl_net_wait_for_buffers(net);
 			return 0;
 		}
 		/* Only here: frames that have arrived already are not announced again. */
-		if (done >= VISIT_BYTES)
+		if (is_all || done >= VISIT_BYTES)
 			return 0;
-		size = read_stream(net);
+		size = read_stream(net, &is_all);
 		if (size < 0 && (errno == EAGAIN || errno == EINTR))
 			return 0;
 		if (size < 0 && kvl_net_back_off(net, errno, net->rx_timer, net->readable_source))

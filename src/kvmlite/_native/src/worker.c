@@ -1,8 +1,10 @@
+#define _GNU_SOURCE /* ppoll */
 #include "worker.h"
 
 #include <errno.h>
 #include <stddef.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "timer.h"
@@ -25,6 +27,7 @@ void kvl_worker_watch(struct kvl_worker *worker, uint32_t source, kvl_has_work *
 void kvl_worker_clear(struct kvl_worker *worker)
 {
 	worker->count = 0;
+	worker->later = NULL;
 }
 
 static int add_source(struct kvl_worker *worker, const struct kvl_source *source, short events)
@@ -61,6 +64,24 @@ void kvl_worker_mask(struct kvl_worker *worker, uint32_t number, bool is_masked)
 	source->is_masked = is_masked;
 	/* poll(2) ignores negative descriptors. */
 	worker->fds[number].fd = is_masked ? -1 : source->fd;
+}
+
+void kvl_worker_put_off(struct kvl_worker *worker, kvl_handler *handle, void *context, uint64_t delay_ns)
+{
+	worker->later = handle;
+	worker->later_context = context;
+	worker->later_ns = handle ? kvl_monotonic_ns() + delay_ns : 0;
+}
+
+/* Do what was put off, if there is something and it is time, or (now). */
+static void do_later(struct kvl_worker *worker, bool now)
+{
+	kvl_handler *handle = worker->later;
+
+	if (!handle || (!now && kvl_monotonic_ns() < worker->later_ns))
+		return;
+	worker->later = NULL;
+	handle(worker->later_context);
 }
 
 static void drain(int eventfd)
@@ -130,8 +151,24 @@ static void set_kicks(struct kvl_worker *worker, bool wanted)
 	}
 }
 
-/* poll(2), then the handlers of what is ready. Returns a code for kvl_worker_run; (ret): whether something was. */
-static int wait_and_visit(struct kvl_worker *worker, int timeout_ms, bool *ret, bool *stop)
+/* poll(2), and no longer than until what was put off is to be done. */
+static int wait_for(const struct kvl_worker *worker, struct pollfd *fds, uint32_t count, bool may_block)
+{
+	struct timespec timeout = {0};
+
+	if (may_block && !worker->later)
+		return poll(fds, count, -1);
+	if (may_block) {
+		uint64_t now_ns = kvl_monotonic_ns(), left_ns = worker->later_ns > now_ns ? worker->later_ns - now_ns : 0;
+
+		timeout.tv_sec = (time_t)(left_ns / 1000000000);
+		timeout.tv_nsec = (long)(left_ns % 1000000000);
+	}
+	return ppoll(fds, count, &timeout, NULL);
+}
+
+/* Wait, then the handlers of what is ready. Returns a code for kvl_worker_run; (ret): whether something was. */
+static int wait_and_visit(struct kvl_worker *worker, bool may_block, bool *ret, bool *stop)
 {
 	struct pollfd ready[KVL_WORKER_MAX_SOURCES + 1];
 	uint32_t count = worker->count;
@@ -141,13 +178,16 @@ static int wait_and_visit(struct kvl_worker *worker, int timeout_ms, bool *ret, 
 	memcpy(ready, worker->fds, count * sizeof(ready[0]));
 	ready[count] = worker->fds[KVL_WORKER_MAX_SOURCES];
 	*ret = false;
-	events = poll(ready, count + 1, timeout_ms);
+	events = wait_for(worker, ready, count + 1, may_block);
 	/* Before what was announced is taken notice of: see kvl_worker_is_waiting. */
 	__atomic_store_n(&worker->waiting, 0, __ATOMIC_RELEASE);
-	if (events <= 0)
+	if (events <= 0) {
+		do_later(worker, false);
 		return 0; /* nothing, or EINTR; the caller looks again */
+	}
 	if (ready[count].revents) {
 		drain(ready[count].fd);
+		do_later(worker, true);
 		*stop = true;
 		return 0;
 	}
@@ -163,6 +203,7 @@ static int wait_and_visit(struct kvl_worker *worker, int timeout_ms, bool *ret, 
 		if (code)
 			return code;
 	}
+	do_later(worker, false); /* last: a handler may have made it needless */
 	return 0;
 }
 
@@ -215,7 +256,7 @@ static int serve_seen(struct kvl_worker *worker, bool *stop)
 			bool other;
 
 			/* A busy queue must keep neither the stop nor other descriptors waiting. */
-			code = wait_and_visit(worker, 0, &other, stop);
+			code = wait_and_visit(worker, false, &other, stop);
 			if (code || *stop)
 				return code;
 			looked_ns = kvl_monotonic_ns();
@@ -244,8 +285,9 @@ int kvl_worker_run(struct kvl_worker *worker)
 		if (found)
 			continue;
 		worker->sleeps++;
-		__atomic_store_n(&worker->waiting, 1, __ATOMIC_RELEASE);
-		code = wait_and_visit(worker, -1, &found, &stop);
+		if (!worker->later)
+			__atomic_store_n(&worker->waiting, 1, __ATOMIC_RELEASE);
+		code = wait_and_visit(worker, true, &found, &stop);
 		if (code || stop)
 			return code;
 		if (found && worker->spin_max_ns)

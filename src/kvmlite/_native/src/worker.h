@@ -48,6 +48,10 @@ struct kvl_worker {
 	uint64_t handled;         /* calls of handlers */
 	uint64_t sleeps;          /* calls of poll(2) that could block */
 	uint32_t waiting;         /* atomic; 1 while in one of these, and then all it was told of before has been served */
+	/* What was put off, or NULL: see kvl_worker_put_off. */
+	kvl_handler *later;
+	void *later_context;
+	uint64_t later_ns;
 };
 
 /* (stop_fd): an eventfd that ends kvl_worker_run when it is written to; the caller's, nonblocking. */
@@ -69,6 +73,13 @@ void kvl_worker_clear(struct kvl_worker *worker);
  * Thread: the worker's.
  */
 void kvl_worker_mask(struct kvl_worker *worker, uint32_t source, bool is_masked);
+
+/*
+ * Call a handler after (delay_ns), or before kvl_worker_run returns because of its stop eventfd. There is one such call at
+ * a time: this replaces the last; NULL takes it back. What the handler returns is not looked at.
+ * Thread: the worker's.
+ */
+void kvl_worker_put_off(struct kvl_worker *worker, kvl_handler *handle, void *context, uint64_t delay_ns);
 
 /*
  * Serve the sources until the stop eventfd is written to (KVL_WORKER_STOPPED) or there is something to decide: another

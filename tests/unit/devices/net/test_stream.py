@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from struct import Struct
 
@@ -17,6 +18,7 @@ from kvmlite.testing import VirtioRig
 LENGTH = Struct(">I")
 NO_HEADER = bytes(VIRTIO_NET_HDR.size)
 ONE_BUFFER = VIRTIO_NET_HDR.pack(0, 0, 0, 0, 0, 0, 1)
+SYN, ACK = 2, 16
 Plugger = Callable[..., Plug]
 
 
@@ -26,6 +28,12 @@ def frame(size: int, salt: int = 0) -> bytes:
 
 def framed(data: bytes) -> bytes:
     return LENGTH.pack(len(data)) + data
+
+
+def segment(flags: int, data: bytes = b"") -> bytes:
+    """A frame with a TCP segment; what nobody looks at is zero."""
+    ip = bytes((0x45, 0)) + (40 + len(data)).to_bytes(2, "big") + bytes(5) + bytes((6,)) + bytes(10)
+    return bytes(12) + b"\x08\x00" + ip + bytes(12) + bytes((0x50, flags)) + bytes(6) + data
 
 
 def read_frames(host: socket.socket, count: int) -> list[bytes]:
@@ -71,6 +79,62 @@ def test_a_frame_that_arrives_byte_by_byte_is_whole(plug: Plugger) -> None:
     used = made.rx.take_used()
     assert used is not None
     assert used.data == ONE_BUFFER + frame(60)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [segment(ACK)],
+        [segment(ACK)] * 5,
+        [segment(ACK), segment(ACK, b"data")],
+        [segment(SYN), segment(ACK)],
+        [segment(SYN | ACK)],
+        [frame(60)],
+    ],
+)
+def test_the_driver_is_told_of_all_frames_in_the_end(plug: Plugger, frames: list[bytes]) -> None:
+    made = plug("stream")
+    for _ in range(8):
+        made.rx.add_chain(writable=[200])
+    made.rig.kick(0)
+    made.rig.take_irq()
+    for data in frames:
+        made.host.sendall(framed(data))
+    made.rig.settle()
+    assert [used.data for used in made.rx.take_all_used()] == [ONE_BUFFER + data for data in frames]
+    assert 1 <= made.rig.take_irq() <= len(frames)
+
+
+def test_acknowledgements_that_use_up_the_buffers_do_not_wait(plug: Plugger) -> None:
+    made = plug("stream")
+    made.rx.add_chain(writable=[200])
+    made.rig.kick(0)
+    made.rig.take_irq()
+    made.deliver(framed(segment(ACK)) * 2)
+    assert made.rx.take_used() is not None
+    assert made.rig.take_irq() == 1
+    made.rx.add_chain(writable=[200])
+    made.rig.kick(0)
+    assert made.rx.take_used() is not None
+
+
+def test_a_reset_while_an_acknowledgement_waits_is_clean(plug: Plugger) -> None:
+    made = plug("stream")
+    for _ in range(20):
+        made.rx.add_chain(writable=[200])
+        made.rig.kick(0)
+        made.host.sendall(framed(segment(ACK)))
+        deadline = time.monotonic() + 30
+        while made.rx.used_idx == 0:
+            assert time.monotonic() < deadline
+        made.rig.restart()
+    made.rx.add_chain(writable=[200])
+    made.rig.kick(0)
+    made.deliver(framed(frame(60)))
+    used = made.rx.take_used()
+    assert used is not None
+    assert used.data == ONE_BUFFER + frame(60)
+    assert made.rig.errors == []
 
 
 def test_frames_wait_for_buffers_and_come_in_order(plug: Plugger) -> None:
