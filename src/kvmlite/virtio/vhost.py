@@ -57,20 +57,27 @@ class VhostQueue:
         self._loop.add_reader(self._errors.fd, self._on_error)
 
     def _on_error(self) -> None:
-        if self._errors.drain() and self._queue is not None:
-            queue = self._queue
-            queue.fail(GuestFault(f"{queue.name}: queue {queue.index}: the host's kernel found its ring broken"))
+        queue = self._queue  # once: another thread may take it back
+        if self._errors.drain() and queue is not None:
+            queue.fail(GuestFault(f"{queue.name}: queue {queue.index}: the host's kernel cannot follow its rings"))
 
     def stop(self) -> None:
         """Take the queue back, after the device was told to end. Harmless if it was not started."""
-        if self._queue is None:
-            return
+        self.release()
+        self.unwatch()
+
+    def release(self) -> None:
+        """The kernel's part of ``stop``."""
+        if self._queue is not None:
+            self._queue = None
+            self._vhost.release_ring(self._index)
+
+    def unwatch(self) -> None:
+        """Ours. Waits for the loop: not for who holds a lock that the loop may want."""
         self._loop.remove_reader(self._errors.fd)
-        self._queue = None
         self._errors.drain()
-        self._vhost.release_ring(self._index)
 
     def close(self) -> None:
-        """Stop, and close what is its own."""
-        self.stop()
+        """Close what is its own, after ``stop``, or when the device is closed."""
+        self.unwatch()
         self._errors.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import errno
-import os
 import random
 import time
 from typing import TYPE_CHECKING
@@ -16,11 +15,11 @@ from kvmlite.abi.virtio_vsock import (
     VIRTIO_VSOCK_CONFIG,
     VIRTIO_VSOCK_F_SEQPACKET,
 )
-from kvmlite.errors import GuestFault, HostError, StateError
-from kvmlite.host.eventfd import EventFd
-from kvmlite.host.vhost import VHOST_VSOCK, Vhost, VhostRing
+from kvmlite.errors import HostError, StateError
+from kvmlite.host.vhost import VHOST_VSOCK, Vhost
 from kvmlite.host.vsock import VsockListener, connect
 from kvmlite.virtio.device import read_config_bytes
+from kvmlite.virtio.vhost import VhostQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,13 +65,13 @@ class VhostVsock:
         self._lock = _thread.allocate_lock()  # vCPUs come and go, the end of the machine may come from any thread
         self._queues: tuple[Virtqueue, ...] = ()
         self._listeners: list[VsockListener] = []
-        self._errors: list[EventFd] = []
+        self._rings: list[VhostQueue] = []
         self._vhost = Vhost(VHOST_VSOCK)
         try:
             self.cid = self._take_cid(cid)
             self._vhost_features = self._vhost.features()
-            for _ in SERVED_QUEUES:
-                self._errors.append(EventFd())
+            for index in SERVED_QUEUES:
+                self._rings.append(VhostQueue(self._vhost, index, resources.loop))
         except BaseException:
             self.close()
             raise
@@ -112,33 +111,12 @@ class VhostVsock:
         with self._lock:
             self._vhost.set_features(driver_features & self._vhost_features)
             self._vhost.set_memory((region.gpa, region.size, region.hva) for region in self._memory.regions)
-            for index, error in zip(SERVED_QUEUES, self._errors, strict=True):
-                self._vhost.set_ring(index, self._ring(queues[index], interrupt, error))
+            for index, ring in zip(SERVED_QUEUES, self._rings, strict=True):
+                ring.start(self._memory, queues[index], interrupt)
             self._vhost.set_vsock_running(True)
             self._queues = queues
-        for index, error in zip(SERVED_QUEUES, self._errors, strict=True):
-            self._watch(queues[index], error)
+        for index in SERVED_QUEUES:
             queues[index].kick()  # for what was there before
-
-    def _ring(self, queue: Virtqueue, interrupt: Interrupt, error: EventFd) -> VhostRing:
-        layout, to_hva = queue.layout, self._memory.to_hva
-        assert layout is not None, "looked at before"
-        return VhostRing(
-            size=layout.size,
-            desc_hva=to_hva(layout.desc_gpa, 16 * layout.size),
-            avail_hva=to_hva(layout.avail_gpa, 6 + 2 * layout.size),
-            used_hva=to_hva(layout.used_gpa, 6 + 8 * layout.size),
-            kick_fd=queue.kick_eventfd,
-            call_fd=interrupt.eventfd,
-            error_fd=error.fd,
-        )
-
-    def _watch(self, queue: Virtqueue, error: EventFd) -> None:
-        def broken() -> None:
-            os.eventfd_read(error.fd)
-            queue.fail(GuestFault(f"{self.name}: queue {queue.index}: the host's kernel cannot follow its rings"))
-
-        self._loop.add_reader(error.fd, broken)
 
     def reset(self) -> None:
         """Take the queues back; connections end when the driver comes up again, or with the machine."""
@@ -150,13 +128,13 @@ class VhostVsock:
         if self._queues:
             self._queues = ()
             self._vhost.set_vsock_running(False)
-            for index in SERVED_QUEUES:
-                self._vhost.release_ring(index)
+            for ring in self._rings:
+                ring.release()
 
     def _unwatch(self) -> None:
         """Not with the lock held: this waits for the loop, which may wait for the lock."""
-        for error in self._errors:
-            self._loop.remove_reader(error.fd)
+        for ring in self._rings:
+            ring.unwatch()
 
     def hang_up(self) -> None:
         """The guest has ended: what it had sent is delivered, then its connections end. Thread: any.
@@ -196,9 +174,8 @@ class VhostVsock:
         for listener in self._listeners:
             listener.close()
         self._vhost.close()
-        self._unwatch()
-        for error in self._errors:
-            error.close()
+        for ring in self._rings:
+            ring.close()
 
     # ---- the host's face ----
 
