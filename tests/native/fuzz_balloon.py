@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fuzzkit.target import DeviceTarget
 
 from kvmlite.abi.virtio_balloon import DEFLATE_QUEUE, STATS_QUEUE, VIRTIO_BALLOON_STAT
+from kvmlite.devices import balloon
 from kvmlite.devices.balloon import BalloonStatistics, VirtioBalloon
 from kvmlite.testing import Used
 
@@ -29,6 +30,7 @@ class Target(DeviceTarget):
 
     def attach(self, resources: DeviceResources) -> VirtioBalloon:
         resources.memory.size = MEMORY_MIB << 20
+        balloon.PAGES_PER_VISIT = 48  # what a case of a few steps reaches
         self.device = VirtioBalloon(resources)
         return self.device
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fuzzkit.target import DeviceTarget
 
 from kvmlite.abi.virtio_vsock import TX_QUEUE, VIRTIO_VSOCK_HDR
-from kvmlite.devices.vsock import host
+from kvmlite.devices.vsock import host, mux, rx
 from kvmlite.devices.vsock.device import VirtioVsock
 from kvmlite.devices.vsock.mux import ANSWER_TIMEOUT_S, FIRST_HOST_PORT, Request
 from kvmlite.testing import Used
@@ -47,6 +47,10 @@ class Target(DeviceTarget):
 
     def attach(self, resources: DeviceResources) -> VirtioVsock:
         host.socket_pair = narrow_pair
+        # Limits that a case of a few steps reaches.
+        mux.MAX_CONNECTIONS, mux.MANY_CONNECTIONS = 3, 2
+        mux.BUFFER_SIZE, mux.SMALL_BUFFER_SIZE = 4096, 1024
+        mux._TX_BUDGET, rx.RESET_LIMIT = 4, 3
         self.device = VirtioVsock(guest_cid=GUEST_CID, loop=resources.loop, name=resources.name)
         self._ends: list[socket.socket] = []
         self._request: Request | None = None
