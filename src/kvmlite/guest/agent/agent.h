@@ -2,7 +2,8 @@
  *
  * The agent is one static program. As PID 1 it sets the guest up (init.c), forks the serving process and then only
  * reaps orphans; the serving process speaks to the host over one framed byte stream (wire.c, serve.c) and runs
- * commands (exec.c, child.c). The wire format is in protocol.h. One thread, no locks; each process owns its state.
+ * commands (exec.c, exec_message.c, child.c). The wire format is in protocol.h. One thread, no locks; each process
+ * owns its state.
  */
 #ifndef KVMLITE_AGENT_H
 #define KVMLITE_AGENT_H
@@ -169,6 +170,9 @@ void exec_close_stdin(struct exec *exec, struct wire *wire, bool tell_host);
 void exec_pump_output(struct exec *exec, struct wire *wire, struct output *output);
 void exec_end_output(struct exec *exec, struct wire *wire, struct output *output);
 void exec_reaped(struct exec *exec, struct wire *wire, int wait_status);
+
+/* exec_message.c: what the host tells a command: input, windows, signals, the size of its terminal. */
+void exec_take_message(struct exec *exec, struct wire *wire, const struct frame *frame);
 
 /* control.c: what the host asks of the system rather than of a command; each returns 0 or an errno. */
 int control_set_clock(const struct frame *frame);
