@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmlite.guest.agent import AgentClient, ExecFailed, ExecHandle
+from kvmlite.host.loop import DeviceLoop
 
 from .conftest import PATH, AgentProcess
 
@@ -214,6 +216,12 @@ def test_many_commands_at_once(client: AgentClient) -> None:
     assert [handle.stdout for handle in handles] == [b"%d\n" % i for i in range(40)]
 
 
+needs_files = pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1088, reason="this host lets a process open too few files"
+)
+
+
+@needs_files
 def test_more_commands_than_the_limit_are_refused_not_lost(client: AgentClient) -> None:
     handles = [client.exec(["cat"], env=ENV, stdin="pipe") for _ in range(260)]
     for handle in handles[256:]:
@@ -222,6 +230,29 @@ def test_more_commands_than_the_limit_are_refused_not_lost(client: AgentClient) 
     for handle in handles[:256]:
         handle.close_stdin()
     assert [handle.wait(60) for handle in handles[:256]] == [0] * 256
+
+
+@needs_files
+def test_a_low_limit_of_descriptors_is_the_commands_and_not_the_agents(
+    program: Path, tmp_path: Path, loop: DeviceLoop
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        agent = AgentProcess(program, tmp_path / "agent.log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    client = AgentClient(os.dup(agent.stream.fileno()), loop)
+    agent.stream.close()
+    try:
+        handles = [client.exec(["sh", "-c", "cat; ulimit -n"], env=ENV, stdin="pipe") for _ in range(256)]
+        for handle in handles:
+            handle.close_stdin()
+        assert [handle.wait(60) for handle in handles] == [0] * 256
+        assert {handle.stdout for handle in handles} == {b"300\n"}
+    finally:
+        client.close()
+        assert agent.finish() in (0, -9)
 
 
 def test_agent_that_is_killed_loses_the_command(client: AgentClient, agent_process: AgentProcess) -> None:

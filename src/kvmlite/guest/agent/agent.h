@@ -136,6 +136,7 @@ struct child_setup {
 struct child_failure {
     uint32_t stage, error;
 };
+size_t files_allow(size_t count);
 void child_exec(struct exec_request *request, const struct child_setup *setup, const char *default_path)
     __attribute__((noreturn));
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +14,24 @@
 #include "agent.h"
 
 static int report_fd;
+static struct rlimit files; /* what a command may open: as many as the agent was given */
+
+/* Let the agent open (count) descriptors, which poll wants to wait for as many, too; how many it may then. Once. */
+size_t files_allow(size_t count)
+{
+    struct rlimit raised;
+
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0)
+        return 0;
+    if (files.rlim_cur >= count)
+        return count;
+    raised.rlim_cur = count;
+    raised.rlim_max = files.rlim_max > count ? files.rlim_max : count;
+    if (setrlimit(RLIMIT_NOFILE, &raised) == 0)
+        return count;
+    raised.rlim_cur = raised.rlim_max = files.rlim_max; /* only root may go beyond */
+    return setrlimit(RLIMIT_NOFILE, &raised) == 0 ? files.rlim_max : files.rlim_cur;
+}
 
 static void fail(enum exec_stage stage, int error)
 {
@@ -136,6 +155,8 @@ void child_exec(struct exec_request *request, const struct child_setup *setup, c
     set_terminal(setup);
     set_streams(*setup);
     close_rest();
+    if (setrlimit(RLIMIT_NOFILE, &files) != 0)
+        fail(STAGE_SETUP, errno);
     set_oom_score();
     umask(022);
     bool is_self = request->user[0] == '\0' && geteuid() != 0;

@@ -17,6 +17,7 @@
 enum {
     POLL_FIXED = 2,    /* the channel and the signal fd */
     POLL_PER_EXEC = 4, /* status, stdin, stdout, stderr */
+    FILES_FIXED = 64,  /* descriptors that are not a running command's */
     GOODBYE_MS = 1000, /* for the last frames before a shutdown */
 };
 
@@ -25,7 +26,7 @@ static struct {
     const struct serve_options *options;
     bool is_greeted; /* the host's HELLO has come and fits ours */
     struct exec *execs;
-    size_t exec_count;
+    size_t exec_count, execs_max;
     uint8_t *request; /* an EXEC that spans frames */
     size_t request_size;
     uint32_t request_id;
@@ -104,7 +105,7 @@ static void start_exec(uint32_t id, const uint8_t *payload, size_t size)
     struct exec_request request;
     int error = EAGAIN;
 
-    if (server.exec_count < PROTOCOL_EXECS_MAX)
+    if (server.exec_count < server.execs_max)
         error = exec_request_init(&request, payload, size);
     if (error != 0) {
         wire_send_words(&server.wire, MESSAGE_EXEC_FAILED, id, STAGE_REQUEST, (uint32_t)error);
@@ -399,6 +400,9 @@ int serve_run(int fd, const struct serve_options *options)
 
     if (signal_fd < 0)
         return errno;
+    size_t files = files_allow(FILES_FIXED + POLL_PER_EXEC * PROTOCOL_EXECS_MAX);
+
+    server.execs_max = files > FILES_FIXED ? (files - FILES_FIXED) / POLL_PER_EXEC : 0;
     server.options = options;
     wire_init(&server.wire, fd);
     send_hello();
