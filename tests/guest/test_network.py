@@ -189,14 +189,31 @@ def test_guests_on_a_bridge_reach_each_other_unless_their_vlans_differ(kvmlite: 
     subprocess.run(["ip", "link", "add", BRIDGE, "up", "type", "bridge", "vlan_filtering", "1"], check=True)
     try:
         net = f"bridge={BRIDGE},vlan={{}},address=10.50.0.{{}}/24"
-        fetch = GET + "get {} 10.50.0.1 80 name"
         with started(kvmlite, kernel, SERVE.format(text="neighbour"), "--net", net.format(10, 1)):
             same = kvmlite(
-                "run", "--kernel", kernel, "--net", net.format(10, 2), "--", "sh", "-c", fetch.format(60), timeout_s=250
+                "run",
+                "--kernel",
+                kernel,
+                "--net",
+                net.format(10, 2),
+                "--",
+                "sh",
+                "-c",
+                GET + "get 60 10.50.0.1 80 name",
+                timeout_s=250,
             )
             assert (same.code, same.stdout) == (0, b"neighbour\n"), same
             other = kvmlite(
-                "run", "--kernel", kernel, "--net", net.format(20, 3), "--", "sh", "-c", fetch.format(12), timeout_s=250
+                "run",
+                "--kernel",
+                kernel,
+                "--net",
+                net.format(20, 3),
+                "--",
+                "sh",
+                "-c",
+                GET + "get 12 10.50.0.1 80 name",
+                timeout_s=250,
             )
             assert (other.code, other.stderr) == (0, ""), other
             assert b"timed out" in other.stdout or b"No route to host" in other.stdout, other
