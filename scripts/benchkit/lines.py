@@ -25,16 +25,21 @@ class Lines:
         self._seen = b""
         self._deadline = time.monotonic() + limit_s
 
-    def wait_for(self, end: bytes) -> tuple[bytes, float]:
+    def wait_for(self, end: bytes, limit_s: float | None = None) -> tuple[bytes, float]:
         """Everything up to ``end``, and when it came.
 
+        Args:
+            end: What is printed last.
+            limit_s: From now on, instead of the limit of all.
+
         Raises:
-            MeasureError: It did not, in time.
+            MeasureError: It did not come in time.
         """
+        deadline = self._deadline if limit_s is None else time.monotonic() + limit_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._fd, selectors.EVENT_READ)
             while end not in self._seen:
-                left = self._deadline - time.monotonic()
+                left = deadline - time.monotonic()
                 data = os.read(self._fd, 65536) if left > 0 and selector.select(left) else b""
                 if not data:
                     raise MeasureError(f"{self._name}: no {end!r} from the guest; it printed {self._seen[-1500:]!r}")
