@@ -22,7 +22,7 @@ from kvmlite.machine import outcome as outcomes
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # docker's, the agent's when a test runs it, and two that stand for any.
-FOREIGN = {"--device", "--fd", "--option", "--flag"}
+FOREIGN = {"--device", "--fd", "--option", "--flag", "--vhost-user", "--print-capabilities"}
 SCRIPTS = ("lab", "test", "setup", "quickstart", "bench")
 OUTCOMES = (
     outcomes.PoweredOff(),

@@ -46,7 +46,7 @@ mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 while read -r module; do insmod "$module"; done < /kvmlite/modules
 for word in $(cat /proc/cmdline); do case $word in bench.ip=*) ip=${word#*=} ;; bench.gw=*) gw=${word#*=} ;; esac; done
 ip link set lo up; ip link set eth0 up; ip addr add "$ip/24" dev eth0
-[ -z "$gw" ] || ip route add default via "$gw"
+[ -z "$gw" ] || { ip route add default via "$gw"; ping -c 1 -W 1 "$gw" >/dev/null; }  # which also says who we are
 iperf3 -s >/dev/null 2>&1 &
 sockperf sr --tcp -i 0.0.0.0 -p 11111 >/dev/null 2>&1 &
 sleep 1

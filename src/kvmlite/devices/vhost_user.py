@@ -12,6 +12,7 @@ import select
 import threading
 import time
 
+from kvmlite.abi.virtio import VIRTIO_F_VERSION_1
 from kvmlite.errors import GuestFault, HostError, KvmliteError
 from kvmlite.host.daemon import END_TIMEOUT_S
 from kvmlite.virtio.device import read_config_bytes
@@ -74,6 +75,10 @@ class VhostUserDevice:
         in_order: The back end answers in the order of the requests. Else its interrupts pass through a thread that takes down
             what is under way.
         end_timeout_s: How long it may take to put things in order when the machine ends, before it is killed.
+        own_features: Of the device, which need nothing of the back end: offered to the driver, and not passed on.
+        unanswered: Queues whose chains wait for what comes from outside: nothing is to be answered when it is lost.
+        lost_config: The configuration space from the moment on at which the back end is given up; None: as before.
+        lost_text: What the guest has to expect from then on.
 
     Raises:
         ConfigError: Guest memory cannot be shared.
@@ -98,6 +103,10 @@ class VhostUserDevice:
         lost_with_it: str,
         in_order: bool,
         end_timeout_s: float = END_TIMEOUT_S,
+        own_features: int = 0,
+        unanswered: frozenset[int] = frozenset(),
+        lost_config: bytes | None = None,
+        lost_text: str = "the guest gets I/O errors from now on",
     ) -> None:
         self.device_id = device_id
         self.name = resources.name
@@ -108,6 +117,9 @@ class VhostUserDevice:
         self._lost_with_it = lost_with_it
         self._in_order = in_order
         self._end_timeout_s = end_timeout_s
+        self._unanswered = unanswered
+        self._lost_config = lost_config
+        self._lost_text = lost_text
         self._ledger: Ledger | None = None
         self._asks_config = isinstance(config, int)
         self._lock = threading.Lock()
@@ -128,7 +140,9 @@ class VhostUserDevice:
         check_memory(resources.memory, self.name)
         self._back_end, session = self._launch(HANDSHAKE_TIMEOUT_S)
         try:
-            self.device_features = session.features & features
+            self._passed_on = session.features & features
+            self.device_features = self._passed_on | own_features
+            self.transport_features = session.features & TRANSPORT_FEATURES
             self._config = session.read_config(config) if isinstance(config, int) else config
             self._adopt(session)
         except BaseException:
@@ -207,11 +221,10 @@ class VhostUserDevice:
         except BaseException:
             back_end.end()
             raise
-        missing = TRANSPORT_FEATURES & ~session.features
-        if missing:
+        if not session.features >> VIRTIO_F_VERSION_1 & 1:
             session.close()
             back_end.end()
-            raise HostError(f"{self.name}: {back_end.name} lacks features that every device here has ({missing:#x})")
+            raise HostError(f"{self.name}: {back_end.name} knows only devices from before VIRTIO 1.0")
         return back_end, session
 
     def _adopt(self, session: Session) -> None:
@@ -321,11 +334,25 @@ class VhostUserDevice:
         if failure:
             if self._queues:
                 self._serve_errors()
-            self._warn(f"{text}: {failure}; the guest gets I/O errors from now on")
+            self._lose()
+            self._warn(f"{text}: {failure}; {self._lost_text}")
         elif failed:
             self._warn(f"{text}; it was started again, {failed} requests that were under way have failed")
         else:
             self._warn(f"{text}; it was started again, and no request was lost")
+
+    def _lose(self) -> None:
+        config = self._lost_config
+        if config is None:
+            return
+
+        def update() -> None:
+            self._config = config
+
+        if self._interrupt is None:
+            update()
+        else:
+            self._interrupt.raise_config(update)
 
     def _warn(self, text: str) -> None:
         self._resources.warn(f"{self.name}: {text}")
@@ -357,8 +384,8 @@ class VhostUserDevice:
         except KvmliteError as error:
             return f"it cannot be started again ({error})"
         try:
-            same = session.features & self.device_features == self.device_features
-            if not same or self._has_other_config(session):
+            needed = self._passed_on | self.transport_features
+            if session.features & needed != needed or self._has_other_config(session):
                 raise BackEndError("it came back as another device")
         except BackEndError as error:
             session.close()
@@ -384,7 +411,7 @@ class VhostUserDevice:
         """Answer what the dead back end has left unanswered with errors; how many that are."""
         count = 0
         for queue in self._queues:
-            if queue.layout is not None and not queue.is_stopped:
+            if queue.index not in self._unanswered and queue.layout is not None and not queue.is_stopped:
                 try:
                     count += self._fail_requests_of(queue)
                 except GuestFault as fault:
@@ -419,7 +446,7 @@ class VhostUserDevice:
     def _serve_errors(self) -> None:
         """Let the device loop answer every request with an error."""
         for queue, kick_fd in zip(self._queues, self._kick_fds, strict=True):
-            if queue.layout is not None:
+            if queue.index not in self._unanswered and queue.layout is not None:
                 self._resources.loop.add_reader(kick_fd, self._error_server(queue, kick_fd))
                 os.eventfd_write(kick_fd, 1)
 

@@ -52,7 +52,6 @@ class Network:
     """
 
     features = ("net", "packet")
-    needs_shared_memory = False
 
     def __init__(self, mode: str, *, publish: Sequence[str] = (), allow: Sequence[str] | None = None) -> None:
         kind, values = _parse_mode(mode)
@@ -60,7 +59,13 @@ class Network:
         mac = parse_mac(self._mac)
         self._backend = LinkBackend(_make_link(kind, values, mac, publish, allow), mac=mac)
         queue_pairs = _parse_number(values.get("queues", "1"), "queues")
-        self.devices: tuple[DeviceSpec, ...] = (Net(backend=self._backend, queue_pairs=queue_pairs),)
+        self._card = Net(backend=self._backend, queue_pairs=queue_pairs)
+        self.devices: tuple[DeviceSpec, ...] = (self._card,)
+
+    @property
+    def needs_shared_memory(self) -> bool:
+        """See ``GuestPart``."""
+        return self._card.needs_shared_memory
 
     def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Give the interface its addresses and bring it up.

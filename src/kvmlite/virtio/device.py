@@ -81,7 +81,11 @@ if TYPE_CHECKING:
 
         @property
         def device_features(self) -> int:
-            """The device's own feature bits; the transport adds VERSION_1, EVENT_IDX and INDIRECT_DESC."""
+            """The device's own feature bits; the transport adds VERSION_1, EVENT_IDX and INDIRECT_DESC.
+
+            A device whose queues another process serves has the attribute ``transport_features``: those of the three
+            that the process can do, instead of all.
+            """
 
         def read_config(self, offset: int, size: int) -> bytes:
             """Return configuration space; missing bytes read as 0. Thread: a vCPU's; must not block."""

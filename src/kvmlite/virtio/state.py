@@ -98,7 +98,7 @@ class VirtioState:
         self.interrupt = DeviceInterrupt(interrupt_eventfd, signalled_elsewhere=device.queues_elsewhere)
         self.dispatch = QueueDispatch(device, loop, on_error)
         self.queues = tuple(QueueSetup(size) for size in device.queue_sizes)
-        self.device_features = device.device_features | TRANSPORT_FEATURES
+        self.device_features = device.device_features | getattr(device, "transport_features", TRANSPORT_FEATURES)
         self.driver_features = 0
         self.faults = 0
         self.last_fault = ""

@@ -347,7 +347,7 @@ LIES = {
     "too few queues": (lie(Request.GET_QUEUE_NUM, abi.U64.pack(1)), "serves 1 queues, the device has 2"),
     "config cut": (lie(Request.GET_CONFIG, bytes(20)), "GET_CONFIG with 20 bytes"),
     "config refused": (lie(Request.GET_CONFIG, b""), "GET_CONFIG with 0 bytes"),
-    "no event index": (lie(Request.GET_FEATURES, abi.U64.pack(1 << 32)), "lacks features"),
+    "a legacy device": (lie(Request.GET_FEATURES, abi.U64.pack(1 << 29)), "from before VIRTIO 1.0"),
 }
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from kvmlite.devices.net.device import VirtioNet
+    from kvmlite.devices.vhost_user import VhostUserDevice
     from kvmlite.virtio.device import DeviceResources
 
     class NetPort(Protocol):
@@ -74,6 +75,21 @@ if TYPE_CHECKING:
                 HostError: The host refuses.
             """
 
+    class ElsewhereBackend(NetBackend, Protocol):
+        """A backend with a program that can serve the card's queues itself."""
+
+        @property
+        def needs_shared_memory(self) -> bool:
+            """Whether it does, on this host; a ``NetBackend`` without this attribute never does."""
+
+        def make_device(self, resources: DeviceResources, *, mac: bytes | None, mtu: int | None) -> VhostUserDevice:
+            """Make the device, instead of ``open``.
+
+            Raises:
+                ConfigError: It is not possible.
+                HostError: The host refuses.
+            """
+
 
 MAX_QUEUE_PAIRS = 8
 _MTU_MIN, _MTU_MAX = 68, 65535  # IPv4's minimum; what the field holds
@@ -91,7 +107,8 @@ class Net:
         mtu: Largest packet, in bytes, that the guest shall send; None: the backend's, or the guest's own choice.
         queue_pairs: How many vCPUs can send and receive at the same time.
         vhost: Whether the host's kernel carries the frames (``/dev/vhost-net``): ``on``, ``off``, or ``auto`` where
-            that is possible.
+            that is possible. With ``auto`` a program that is the backend may also serve the card itself (vhost-user), unless
+            there are limits.
         bandwidth: Bytes a second it carries each way; 0 is unlimited.
         packets: Frames a second it carries each way; 0 is unlimited.
         burst_s: How many seconds' worth of both it may carry at once after a rest.
@@ -121,7 +138,13 @@ class Net:
                 hint=f"limits are positive, or 0 for none; a burst is above 0, up to {_MAX_BURST_S} s",
             )
 
-    def attach(self, resources: DeviceResources) -> VirtioNet:
+    @property
+    def needs_shared_memory(self) -> bool:
+        """Whether another process serves the card, and has to map guest RAM."""
+        is_free = self.vhost == "auto" and not self.bandwidth and not self.packets and self.queue_pairs == 1
+        return is_free and bool(getattr(self.backend, "needs_shared_memory", False))
+
+    def attach(self, resources: DeviceResources) -> VirtioNet | VhostUserDevice:
         """Open the backend and make the device.
 
         Raises:
@@ -131,11 +154,16 @@ class Net:
         from kvmlite.devices.net.device import VirtioNet
         from kvmlite.devices.net.limits import Limits
 
+        mac = None if self.mac is None else parse_mac(self.mac)
+        if self.needs_shared_memory:
+            elsewhere: Any = self.backend  # an ElsewhereBackend
+            device: VhostUserDevice = elsewhere.make_device(resources, mac=mac, mtu=self.mtu)
+            return device
         port = self.backend.open(resources, self.queue_pairs)
         try:
             return VirtioNet(
                 port,
-                mac=None if self.mac is None else parse_mac(self.mac),
+                mac=mac,
                 mtu=self.mtu,
                 vhost=self.vhost,
                 limits=Limits(bandwidth=self.bandwidth, packets=self.packets, burst_s=self.burst_s),

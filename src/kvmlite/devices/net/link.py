@@ -8,7 +8,8 @@ from kvmlite.host.network.link import Surroundings
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmlite.devices.net import NetPort
-    from kvmlite.host.network.link import GuestAddresses, Link
+    from kvmlite.devices.vhost_user import VhostUserDevice
+    from kvmlite.host.network.link import GuestAddresses, Link, OpenLink
     from kvmlite.virtio.device import DeviceResources
 
 
@@ -38,6 +39,45 @@ class LinkBackend:
             raise StateError("the network card has not been made yet")
         return self._guest
 
+    @property
+    def needs_shared_memory(self) -> bool:
+        """See ``ElsewhereBackend``."""
+        return self._link.serves_card
+
+    def make_device(self, resources: DeviceResources, *, mac: bytes | None, mtu: int | None) -> VhostUserDevice:
+        """See ``ElsewhereBackend``.
+
+        Raises:
+            StateError: Another card has it.
+        """
+        from kvmlite.devices.net.device import random_mac
+        from kvmlite.devices.net.vhost_user import make_vhost_user_net
+
+        opened = self._open(resources, 1, serves_card=True)
+        assert opened.back_end is not None
+        device = make_vhost_user_net(
+            resources,
+            opened.back_end,
+            mac=mac or self._mac or random_mac(),
+            mtu=mtu or opened.mtu,
+            reason="the guest's connections were lost with it",
+        )
+        self._guest = opened.guest
+        return device
+
+    def _open(self, resources: DeviceResources, queue_pairs: int, *, serves_card: bool) -> OpenLink:
+        if self._guest is not None:
+            raise StateError(f"{resources.name}: a network is one guest's at a time; make one for each guest")
+        return self._link.open(
+            Surroundings(
+                device=resources.name,
+                queue_pairs=queue_pairs,
+                loop=resources.loop,
+                warn=resources.warn,
+                serves_card=serves_card,
+            )
+        )
+
     def open(self, resources: DeviceResources, queue_pairs: int) -> NetPort:
         """See ``NetBackend``.
 
@@ -46,11 +86,7 @@ class LinkBackend:
         """
         from kvmlite.devices.net.ports import StreamPort, TapPort
 
-        if self._guest is not None:
-            raise StateError(f"{resources.name}: a network is one guest's at a time; make one for each guest")
-        opened = self._link.open(
-            Surroundings(device=resources.name, queue_pairs=queue_pairs, loop=resources.loop, warn=resources.warn)
-        )
+        opened = self._open(resources, queue_pairs, serves_card=False)
 
         def give_back() -> None:
             self._guest = None

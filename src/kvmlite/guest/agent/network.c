@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <stdio.h>
@@ -137,26 +138,48 @@ static int add_address(int fd, int index, const struct address *address)
     return ask(fd, &request);
 }
 
-static int add_route(int fd, int index, const struct route *route)
+static bool has_gateway(const struct route *route)
 {
     static const uint8_t nobody[16];
+
+    return memcmp(route->gateway, nobody, address_size(route->family)) != 0;
+}
+
+static int add_route(int fd, int index, const struct route *route)
+{
     struct request request;
     struct rtmsg *message = begin(&request, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, sizeof(*message));
     size_t size = address_size(route->family);
-    bool has_gateway = memcmp(route->gateway, nobody, size) != 0;
 
     message->rtm_family = kernel_family(route->family);
     message->rtm_dst_len = route->prefix_size;
     message->rtm_table = RT_TABLE_MAIN;
     message->rtm_protocol = RTPROT_BOOT;
-    message->rtm_scope = has_gateway ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK;
+    message->rtm_scope = has_gateway(route) ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK;
     message->rtm_type = RTN_UNICAST;
-    message->rtm_flags = has_gateway ? RTNH_F_ONLINK : 0; /* also outside our prefix: the host knows better */
+    message->rtm_flags = has_gateway(route) ? RTNH_F_ONLINK : 0; /* also outside our prefix: the host knows better */
     if (route->prefix_size > 0)
         add(&request, RTA_DST, route->destination, size);
-    if (has_gateway)
+    if (has_gateway(route))
         add(&request, RTA_GATEWAY, route->gateway, size);
     add(&request, RTA_OIF, &index, sizeof(index));
+    return ask(fd, &request);
+}
+
+/* Have the kernel ask for a gateway's address now. That tells the other side ours: until it has heard of the guest, passt
+ * serving the card (vhost-user) sends all to everybody, and Linux takes no connection that came in so. */
+static int greet(int fd, int index, const struct route *route)
+{
+    struct request request;
+
+    if (!has_gateway(route))
+        return 0;
+    struct ndmsg *neighbour = begin(&request, RTM_NEWNEIGH, NLM_F_CREATE, sizeof(*neighbour));
+
+    neighbour->ndm_family = kernel_family(route->family);
+    neighbour->ndm_ifindex = index;
+    neighbour->ndm_flags = NTF_USE;
+    add(&request, NDA_DST, route->gateway, address_size(route->family));
     return ask(fd, &request);
 }
 
@@ -217,6 +240,8 @@ static int configure(const struct settings *settings, const struct address *addr
         error = add_route(fd, index, &routes[count]);
     if (error == 0)
         wait_for_carrier(fd, index);
+    for (int count = 0; error == 0 && count < le16toh(settings->route_count); count++)
+        error = greet(fd, index, &routes[count]);
     close(fd);
     return error;
 }

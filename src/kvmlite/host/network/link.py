@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
-    from kvmlite.host.daemon import Loop
+    from kvmlite.host.daemon import Daemon, Loop
     from kvmlite.host.tap import Tap
 
     class Link(Protocol):
         """Where a guest's frames go. A record; what it opens belongs to the ``OpenLink``."""
+
+        @property
+        def serves_card(self) -> bool:
+            """Whether the program behind it can serve a card's queues itself, here and now."""
 
         def open(self, surroundings: Surroundings) -> OpenLink:
             """Open it.
@@ -35,12 +39,14 @@ class Surroundings:
         queue_pairs: Of a TAP, how many descriptors.
         loop: Where helper processes are watched.
         warn: Tells the user of something that does not end the guest.
+        serves_card: The program behind the link is to serve the card's queues itself (vhost-user).
     """
 
     device: str
     queue_pairs: int
     loop: Loop
     warn: Callable[[str], None]
+    serves_card: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,9 @@ class OpenLink:
 
     Args:
         tap: Frames come and go behind a ``virtio_net_hdr_v1``; or
-        stream: a stream socket on which they come behind their length in 32 big-endian bits.
+        stream: a stream socket on which they come behind their length in 32 big-endian bits; or
+        back_end: starts the program that serves the card's queues itself, and returns it with a vhost-user connection; both
+            are the caller's.
         guest: Addresses that fit.
         behind: What is given back by ``close``, after those.
         egress: ``struct kvl_egress *`` that whoever carries the frames has to ask; None if nobody has to.
@@ -79,12 +87,14 @@ class OpenLink:
         guest: GuestAddresses,
         tap: Tap | None = None,
         stream: socket.socket | None = None,
+        back_end: Callable[[], tuple[Daemon, socket.socket]] | None = None,
         behind: contextlib.ExitStack | None = None,
         egress: Any = None,
         mtu: int | None = None,
     ) -> None:
         self.tap = tap
         self.stream = stream
+        self.back_end = back_end
         self.guest = guest
         self.egress = egress
         self.mtu = mtu

@@ -44,6 +44,8 @@ class NatLink:
         has_dhcp: Answer DHCP on the link, for guests that insist (dnsmasq).
     """
 
+    serves_card = False
+
     range: str = DEFAULT_RANGE
     publishes: tuple[Publish, ...] = ()
     rules: tuple[EgressRule, ...] | None = None

@@ -6,8 +6,11 @@ The guest's gateway stands for the host's loopback: what listens on 127.0.0.1 of
 from __future__ import annotations
 
 import contextlib
+import functools
+import shutil
 import socket
 import struct
+import subprocess
 import time
 
 from kvmlite.errors import ConfigError, HostError
@@ -72,6 +75,8 @@ class UserLink:
         check(self.publishes)
         subnet = choose_subnet(parse_range(_RANGE), 24, [parse_range("10.0.0.0/23"), *routed_networks()])
         plan = UserPlan.of(subnet)
+        if surroundings.serves_card:
+            return OpenLink(back_end=lambda: _start_back_end(plan, self.publishes), guest=self._guest(plan), mtu=MTU)
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -90,17 +95,25 @@ class UserLink:
             )
             return self._opened(plan, ours, stack)
 
-    def _opened(self, plan: UserPlan, ours: socket.socket, stack: contextlib.ExitStack) -> OpenLink:
+    @property
+    def serves_card(self) -> bool:
+        """See ``Link``: what a guest may reach is seen to where frames pass through kvmlite."""
+        return self.rules is None and _speaks_vhost_user()
+
+    def _guest(self, plan: UserPlan) -> GuestAddresses:
         reachable = None
         if self.rules is not None and not self.publishes:  # who asks a published port may be anywhere
             reachable = tuple(rule.network for rule in plan.seen_from_guest(self.rules))
-        guest = GuestAddresses(
+        return GuestAddresses(
             address=f"{plan.guest}/{plan.prefix_size}",
             gateway=plan.gateway,
             nameservers=plan.nameservers,
             reachable=reachable,
         )
-        return OpenLink(stream=ours, guest=guest, behind=stack.pop_all(), egress=self._egress(plan), mtu=MTU)
+
+    def _opened(self, plan: UserPlan, ours: socket.socket, stack: contextlib.ExitStack) -> OpenLink:
+        egress = self._egress(plan)
+        return OpenLink(stream=ours, guest=self._guest(plan), behind=stack.pop_all(), egress=egress, mtu=MTU)
 
     def _egress(self, plan: UserPlan) -> object:
         if self.rules is None:
@@ -164,6 +177,37 @@ def passt_command(plan: UserPlan, publishes: tuple[Publish, ...], fd: int) -> li
         option = "--tcp-ports" if publish.protocol == "tcp" else "--udp-ports"
         command += [option, f"{publish.host_address}/{publish.host_port}:{publish.guest_port}"]
     return command
+
+
+def _speaks_vhost_user() -> bool:
+    """Whether the installed passt serves the queues of a card itself: those since 2024 do, Debian 12's does not."""
+    program = shutil.which("passt")
+    return program is not None and _has_capabilities(program)
+
+
+@functools.cache
+def _has_capabilities(program: str) -> bool:
+    # The option came together with --vhost-user, and one that does not know it says so and fails.
+    done = subprocess.run(
+        [program, "--print-capabilities"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        timeout=_START_TIMEOUT_S,
+    )
+    return done.returncode == 0 and b'"net"' in done.stdout
+
+
+def _start_back_end(plan: UserPlan, publishes: tuple[Publish, ...]) -> tuple[Daemon, socket.socket]:
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            command = [*passt_command(plan, publishes, theirs.fileno()), "--vhost-user"]
+            return Daemon("passt", command, pass_fds=(theirs.fileno(),), package="passt"), ours
+    except BaseException:
+        ours.close()
+        raise
 
 
 def _widen(end: socket.socket) -> None:

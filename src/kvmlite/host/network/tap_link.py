@@ -42,6 +42,8 @@ class TapLink:
         rules: All the guest may reach; None for everything.
     """
 
+    serves_card = False
+
     name: str = ""
     fd: int = -1
     guest: GuestAddresses = GuestAddresses()
@@ -68,6 +70,8 @@ class BridgeLink:
         guest: What the guest is told.
         rules: All the guest may reach; None for everything.
     """
+
+    serves_card = False
 
     bridge: str
     vlan: int = 0

@@ -166,6 +166,7 @@ class Session:
         """Hand guest memory and all queues that the driver set up to the back end, and have it look at each.
 
         Args:
+            driver_features: Those that the back end did not offer are the front end's own, and not passed on.
             call_fds: For each queue, what the back end writes for an interrupt: the irqfd itself, or a ledger's.
             kick_fds: For each queue, readable after the driver's notification.
             bases: For each queue, the available index to go on at.
@@ -177,7 +178,7 @@ class Session:
         self._set_timeout()
         connection = self._connection
         own = self.features & 1 << abi.VHOST_USER_F_PROTOCOL_FEATURES
-        connection.tell(Request.SET_FEATURES, abi.U64.pack(driver_features | own))
+        connection.tell(Request.SET_FEATURES, abi.U64.pack(driver_features & self.features | own))
         self._set_memory(memory)
         if inflight is not None:
             connection.tell(Request.SET_INFLIGHT_FD, inflight.description, (inflight.fd,))
