@@ -95,17 +95,20 @@ static uint16_t count_chains(const struct kvl_net_pool *pool, uint64_t size)
 	return count;
 }
 
-/* What the kernel does not write: num_buffers; and flags that this driver did not ask for are not shown to it. */
+/*
+ * What the kernel does not write: num_buffers; and flags that this driver did not ask for are not shown to it. That it may
+ * ask for them on a stream says that the peer's checksums need no check.
+ */
 static void complete_header(struct kvl_net *net, uint16_t num_buffers)
 {
 	const struct iovec *iov = &net->pool.iov[net->pool.first_iov];
-	const struct virtio_net_hdr_v1 none = {0};
+	const struct virtio_net_hdr_v1 header = {.flags = net->has_flags ? VIRTIO_NET_HDR_F_DATA_VALID : 0};
 	uint16_t value = htole16(num_buffers);
 
 	if (net->is_stream)
-		kvl_iov_write(iov, net->pool.iov_count, 0, &none, sizeof(none));
+		kvl_iov_write(iov, net->pool.iov_count, 0, &header, sizeof(header));
 	else if (!net->has_flags)
-		kvl_iov_write(iov, net->pool.iov_count, offsetof(struct virtio_net_hdr_v1, flags), &none, 1);
+		kvl_iov_write(iov, net->pool.iov_count, offsetof(struct virtio_net_hdr_v1, flags), &header.flags, 1);
 	kvl_iov_write(iov, net->pool.iov_count, offsetof(struct virtio_net_hdr_v1, num_buffers), &value, sizeof(value));
 }
 

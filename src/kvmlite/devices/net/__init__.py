@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
         @property
         def offloads(self) -> int:
-            """``TUN_F_*`` that ``set_offloads`` may ask for; 0 for a stream."""
+            """``TUN_F_*`` that ``set_offloads`` may ask for; 0 for a stream.
+
+            A stream whose peer makes the checksums of its frames itself, right there, has the attribute ``has_valid_sums``,
+            which is true: the driver is told not to check them.
+            """
 
         @property
         def mac(self) -> bytes | None:

@@ -117,7 +117,12 @@ class VirtioNet:
         self.mtu = mtu or port.mtu
         count = len(port.fds)
         self.queue_sizes = (QUEUE_SIZE, QUEUE_SIZE) * count + (CONTROL_QUEUE_SIZE,)
-        self.device_features = features.offered(port.offloads, queue_pairs=count, has_mtu=self.mtu is not None)
+        self.device_features = features.offered(
+            port.offloads,
+            queue_pairs=count,
+            has_mtu=self.mtu is not None,
+            has_valid_sums=getattr(port, "has_valid_sums", False),
+        )
         self._port = port
         self._warn = resources.warn
         self._loop = resources.loop

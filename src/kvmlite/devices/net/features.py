@@ -57,9 +57,11 @@ def has(features: int, number: int) -> bool:
     return bool(features >> number & 1)
 
 
-def offered(offloads: int, *, queue_pairs: int, has_mtu: bool) -> int:
+def offered(offloads: int, *, queue_pairs: int, has_mtu: bool, has_valid_sums: bool = False) -> int:
     """What a card offers whose host takes and gives frames with these ``TUN_F_*``."""
     features = bits(VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF)
+    if has_valid_sums:
+        features |= bits(VIRTIO_NET_F_GUEST_CSUM)
     for flag, numbers in _HOST:
         if offloads & flag:
             features |= bits(*numbers)

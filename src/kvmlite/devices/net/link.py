@@ -102,7 +102,14 @@ class LinkBackend:
             else:
                 assert opened.stream is not None
                 fd = opened.stream.detach()
-                port = StreamPort(fd, mac=self._mac, mtu=opened.mtu, egress=opened.egress, on_close=give_back)
+                port = StreamPort(
+                    fd,
+                    mac=self._mac,
+                    mtu=opened.mtu,
+                    egress=opened.egress,
+                    on_close=give_back,
+                    has_valid_sums=True,  # passt takes bytes out of the host's sockets and makes frames of them
+                )
         except BaseException:
             give_back()
             raise

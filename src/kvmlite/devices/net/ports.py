@@ -108,6 +108,7 @@ class StreamPort:
     Args:
         fd: The port's from now on, and made nonblocking.
         mac, mtu, egress, on_close: As for ``TapPort``.
+        has_valid_sums: The peer makes the checksums itself: the guest need not check them.
     """
 
     framing = "stream"
@@ -121,8 +122,10 @@ class StreamPort:
         mtu: int | None = None,
         egress: Any = None,
         on_close: Callable[[], None] | None = None,
+        has_valid_sums: bool = False,
     ) -> None:
         os.set_blocking(fd, False)
+        self.has_valid_sums = has_valid_sums
         self.fds: tuple[int, ...] = (fd,)
         self.mac = mac
         self.mtu = mtu

@@ -12,7 +12,7 @@ from support.net import Plug
 
 from kvmlite import Net
 from kvmlite.abi.virtio_net import VIRTIO_NET_HDR
-from kvmlite.devices.net.ports import StreamBackend
+from kvmlite.devices.net.ports import StreamBackend, StreamPort
 from kvmlite.testing import VirtioRig
 
 LENGTH = Struct(">I")
@@ -50,6 +50,26 @@ def test_no_offload_is_offered(plug: Plugger) -> None:
     features = plug("stream").rig.driver.read_features()
     assert features & (1 << 0 | 1 << 1 | 1 << 7 | 1 << 11 | 1 << 17) == 0
     assert features & (1 << 5 | 1 << 15 | 1 << 16) == 1 << 5 | 1 << 15 | 1 << 16
+
+
+@pytest.mark.parametrize(("features", "flags"), [(1 << 1, 2), (0, 0)])
+def test_a_driver_that_wants_to_know_is_told_of_checksums_made_here(features: int, flags: int) -> None:
+    ours, theirs = socket.socketpair()
+
+    class Backend:
+        def open(self, resources: object, queue_pairs: int) -> StreamPort:
+            return StreamPort(ours.detach(), has_valid_sums=True)
+
+    with theirs, VirtioRig(Net(backend=Backend()).attach) as rig:
+        assert rig.driver.read_features() & (1 << 0 | 1 << 1 | 1 << 17) == 1 << 1, "GUEST_CSUM alone"
+        rig.start(1 << 32 | 1 << 15 | features)
+        rig.queues[0].add_chain(writable=[200])
+        rig.kick(0)
+        theirs.sendall(framed(frame(60)))
+        rig.settle()
+        used = rig.queues[0].take_used()
+        assert used is not None
+        assert used.data == VIRTIO_NET_HDR.pack(flags, 0, 0, 0, 0, 0, 1) + frame(60)
 
 
 def test_frames_go_both_ways_in_batches(plug: Plugger) -> None:
