@@ -160,16 +160,19 @@ def test_a_backend_that_knows_nothing_of_it_is_opened() -> None:
         ("echo 'unrecognized option' >&2; exit 1", False),
         ('echo \'{ "type": "net" }\'; exit 1', False),
         ("echo usage", False),
+        (None, False),
     ],
 )
 def test_passt_is_asked_what_it_can_do(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, script: str, expected: bool
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, script: str | None, expected: bool
 ) -> None:
     program = tmp_path / "passt"
-    program.write_text(f"#!/bin/sh\n{script}\n")
+    known = f"# has vhost-user\n{script}" if script else "touch $0.asked"
+    program.write_text(f"#!/bin/sh\n{known}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert UserLink(mac=MAC).serves_card is expected
+    assert not (tmp_path / "passt.asked").exists()
     assert not UserLink(mac=MAC, rules=(EgressRule(network="10.0.0.0/8"),)).serves_card, "nobody would ask the rules"
     assert not NatLink().serves_card
 
