@@ -20,7 +20,8 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
     with contextlib.ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         client = sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        with tempfile.TemporaryDirectory(prefix="kvmlite-") as directory:
+        directory = tempfile.mkdtemp(prefix="kvmlite-")
+        try:
             parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 address = f"/proc/self/fd/{parent}/back-end"  # however long the directory's own name is
@@ -29,5 +30,9 @@ def connected_listener() -> tuple[socket.socket, socket.socket]:
                 client.connect(address)
             finally:
                 os.close(parent)
+        finally:  # takes no descriptor, as there may be none left
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/back-end")
+            os.rmdir(directory)
         sockets.pop_all()
     return listener, client
