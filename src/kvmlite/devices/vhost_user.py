@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 
 from kvmlite.abi.virtio import VIRTIO_F_VERSION_1
-from kvmlite.errors import GuestFault, HostError, KvmliteError
+from kvmlite.devices.vhost_user_loss import Recovery, StandIn
+from kvmlite.errors import HostError, KvmliteError
 from kvmlite.host.daemon import END_TIMEOUT_S
 from kvmlite.virtio.device import read_config_bytes
 from kvmlite.virtio.state import TRANSPORT_FEATURES
 from kvmlite.virtio.vhost_user.connection import BackEndError, BackEndGone
 from kvmlite.virtio.vhost_user.ledger import Ledger
-from kvmlite.virtio.vhost_user.rings import heads_under_way, ring_indices
 from kvmlite.virtio.vhost_user.session import HANDSHAKE_TIMEOUT_S, REPLY_TIMEOUT_S, Session, check_memory
 
 TYPE_CHECKING = False
@@ -51,13 +50,7 @@ if TYPE_CHECKING:
         def end(self, timeout_s: float = END_TIMEOUT_S) -> None: ...
 
 
-RESTART_LIMIT = 3
-RESTART_WINDOW_S = 60.0
-"""A back end that dies more often than that within so many seconds is given up."""
-
 _LAST_WORDS_S = 2.0  # a back end that closes the connection is about to say why, and to end
-_VISIT_BUDGET = 128
-_JOIN_TIMEOUT_S = 60.0
 
 
 class VhostUserDevice:
@@ -123,12 +116,8 @@ class VhostUserDevice:
         self._ledger: Ledger | None = None
         self._asks_config = isinstance(config, int)
         self._lock = threading.Lock()
-        self._recovery_lock = threading.Lock()  # for the three below; nothing is waited for while it is held
-        self._recovery: threading.Thread | None = None
-        self._needs_recovery = False
-        self._complaint = ""  # what the back end did wrong, if it has not died by itself
-        self._is_closed = False
-        self._restarts: list[float] = []
+        self._recovery = Recovery(resources, self._recover)
+        self._stand_in: StandIn | None = None  # while there is a driver
         self._queues: tuple[Virtqueue, ...] = ()
         self._interrupt: Interrupt | None = None
         self._driver_features = 0
@@ -169,38 +158,43 @@ class VhostUserDevice:
             self._call_fd = os.dup(interrupt.eventfd)
             if not self._in_order:
                 self._ledger = Ledger(f"ledger-{self.name}", queues, self._call_fd)
+            self._stand_in = StandIn(
+                self._resources,
+                queues,
+                self._kick_fds,
+                interrupt,
+                self._ledger,
+                fail=self._fail_chain,
+                unanswered=self._unanswered,
+            )
             if self._session is None:
-                self._serve_errors()
+                self._stand_in.serve()
                 return
             try:
                 largest = max((queue.size for queue in queues), default=0)
                 self._inflight = self._session.open_inflight_area(largest)
                 self._start_queues([0] * len(queues))
             except BackEndError as error:
-                self._begin_recovery("" if isinstance(error, BackEndGone) else str(error))
+                self._recovery.begin("" if isinstance(error, BackEndGone) else str(error))
 
     def reset(self) -> None:
         """Take the queues back; nobody touches them when this returns."""
         with self._lock:
-            self._stop_serving_errors()
+            self._stop_stand_in()
             if self._session is not None and self._session.may_touch_queues and self._back_end.is_running:
                 try:
                     self._session.stop(self._queues)
                 except BackEndError as error:
                     has_ended = isinstance(error, BackEndGone) and self._back_end.wait(_LAST_WORDS_S)
                     self._back_end.end()
-                    self._begin_recovery("" if has_ended else str(error))
+                    self._recovery.begin("" if has_ended else str(error))
             self._forget_driver()
 
     def close(self) -> None:
         """End the back end."""
-        with self._recovery_lock:
-            self._is_closed = True
-            recovery = self._recovery
-        if recovery is not None:
-            recovery.join(_JOIN_TIMEOUT_S)
+        self._recovery.close()
         with self._lock:
-            self._stop_serving_errors()
+            self._stop_stand_in()
             self._drop_session()
             try:
                 self._back_end.end(self._end_timeout_s)
@@ -231,7 +225,7 @@ class VhostUserDevice:
         """Use a session, and watch for the end of the process and of the connection."""
         self._session = session
         loop = self._resources.loop
-        self._back_end.watch(loop, lambda: self._begin_recovery(""))
+        self._back_end.watch(loop, lambda: self._recovery.begin(""))
         # Replies make the socket readable, too, and they are for whoever asked: an epoll of its own tells of its end only.
         self._hangup = select.epoll()
         self._hangup.register(session.fileno(), select.EPOLLRDHUP)
@@ -240,7 +234,7 @@ class VhostUserDevice:
     def _hung_up(self) -> None:
         if self._hangup is not None and not self._hangup.closed:
             self._resources.loop.remove_reader(self._hangup.fileno())
-        self._begin_recovery("")
+        self._recovery.begin("")
 
     def _drop_session(self) -> None:
         if self._hangup is not None:
@@ -267,6 +261,10 @@ class VhostUserDevice:
             inflight=self._inflight,
         )
 
+    def _stop_stand_in(self) -> None:
+        if self._stand_in is not None:
+            self._stand_in.stop()
+
     def _forget_driver(self) -> None:
         if self._ledger is not None:
             self._ledger.close()
@@ -276,64 +274,33 @@ class VhostUserDevice:
                 os.close(fd)
         if self._inflight is not None:
             os.close(self._inflight.fd)
-        self._queues, self._interrupt, self._inflight = (), None, None
+        self._queues, self._interrupt, self._inflight, self._stand_in = (), None, None, None
         self._kick_fds, self._call_fd = [], -1
 
     # ---- when it has died ----
 
-    def _begin_recovery(self, complaint: str) -> None:
-        """Deal with a back end that has died or misbehaved, on another thread. Any thread."""
-        with self._recovery_lock:
-            if self._is_closed:
-                return
-            self._needs_recovery = True
-            self._complaint = self._complaint or complaint
-            if self._recovery is None:
-                self._recovery = threading.Thread(target=self._recover, name=f"recover-{self.name}"[:15], daemon=True)
-                try:
-                    self._recovery.start()
-                except RuntimeError:  # the host has no more threads
-                    self._recovery = None
-                    raise
-
     def _recover(self) -> None:
-        try:
-            while self._is_recovery_needed():
-                with self._lock:
-                    if self._session is not None:
-                        self._replace_back_end()
-        except BaseException as error:  # a bug of ours: the machine ends and says so
-            self._resources.on_error(error)
-
-    def _is_recovery_needed(self) -> bool:
-        with self._recovery_lock:
-            if self._needs_recovery and not self._is_closed:
-                return True
-            self._recovery = None
-            return False
-
-    def _take_complaint(self) -> str:
-        """What was said of the back end that is gone; what is said from now on is about the next one."""
-        with self._recovery_lock:
-            complaint, self._complaint, self._needs_recovery = self._complaint, "", False
-            return complaint
+        with self._lock:
+            if self._session is not None:
+                self._replace_back_end()
 
     def _replace_back_end(self) -> None:
         untouched = self._session is None or not self._session.may_touch_queues
         text = self._end_back_end()  # from here on nobody touches the queues
         failure = self._lost_with_it or self._restart()
         resumes = not failure and (untouched or self._inflight is not None)
-        failed = 0 if resumes or not self._queues else self._fail_requests()
-        if not failure and self._queues:
+        stand_in = self._stand_in
+        failed = 0 if resumes or stand_in is None else stand_in.fail_requests()
+        if not failure and stand_in is not None:
             try:
-                self._start_queues([self._base(queue) for queue in self._queues])
+                self._start_queues(stand_in.bases())
             except BackEndError as error:
                 failure = str(error)
                 self._end_back_end()
-                failed += self._fail_requests()
+                failed += stand_in.fail_requests()
         if failure:
-            if self._queues:
-                self._serve_errors()
+            if stand_in is not None:
+                stand_in.serve()
             self._lose()
             self._warn(f"{text}: {failure}; {self._lost_text}")
         elif failed:
@@ -360,12 +327,12 @@ class VhostUserDevice:
     def _end_back_end(self) -> str:
         """Make sure that it has ended and is watched no more; what is to be said about it."""
         back_end = self._back_end
-        ended_by_itself = back_end.wait(_LAST_WORDS_S if not self._complaint else 0)
+        ended_by_itself = back_end.wait(_LAST_WORDS_S if not self._recovery.complaint else 0)
         self._drop_session()
         back_end.end()
         if self._ledger is not None:
             self._ledger.stop()
-        complaint = self._take_complaint()
+        complaint = self._recovery.take_complaint()
         if complaint:
             return complaint
         if ended_by_itself:
@@ -374,11 +341,8 @@ class VhostUserDevice:
 
     def _restart(self) -> str:
         """Start a new back end; why not, or ""."""
-        now = time.monotonic()
-        self._restarts = [moment for moment in self._restarts if now - moment < RESTART_WINDOW_S]
-        if len(self._restarts) >= RESTART_LIMIT:
-            return f"it has ended {RESTART_LIMIT + 1} times within {RESTART_WINDOW_S:g} s"
-        self._restarts.append(now)
+        if refusal := self._recovery.note_restart():
+            return refusal
         try:
             self._back_end, session = self._launch(REPLY_TIMEOUT_S)
         except KvmliteError as error:
@@ -396,78 +360,3 @@ class VhostUserDevice:
 
     def _has_other_config(self, session: Session) -> bool:
         return self._asks_config and session.read_config(len(self._config)) != self._config
-
-    def _base(self, queue: Virtqueue) -> int:
-        """Where a new back end goes on: after the last chain that was given back."""
-        if queue.layout is None:
-            return 0
-        try:
-            return ring_indices(self._resources.memory, queue.layout)[1]
-        except GuestFault as fault:
-            queue.fail(fault)
-            return 0
-
-    def _fail_requests(self) -> int:
-        """Answer what the dead back end has left unanswered with errors; how many that are."""
-        count = 0
-        for queue in self._queues:
-            if queue.index not in self._unanswered and queue.layout is not None and not queue.is_stopped:
-                try:
-                    count += self._fail_requests_of(queue)
-                except GuestFault as fault:
-                    queue.fail(fault)
-        return count
-
-    def _fail_requests_of(self, queue: Virtqueue) -> int:
-        memory = self._resources.memory
-        assert queue.layout is not None
-        known = self._ledger.under_way(queue) if self._ledger is not None else None
-        if known is not None:
-            available, used, heads = known
-        else:
-            available, used = ring_indices(memory, queue.layout)
-            heads = heads_under_way(memory, queue.layout, available, used)
-        queue.restore({"version": 1, "last_avail_idx": available, "used_idx": used})
-        for head in heads:
-            chain = queue.chain_at(head)
-            if chain is None:
-                break
-            queue.add_used(head, self._fail_chain(chain))
-        queue.enable_notifications()  # the dead one may have asked for none, or for one at a place that is behind us now
-        if self._ledger is not None:
-            self._ledger.forget(queue, available)
-        self._interrupt_for(queue)
-        return len(heads)
-
-    def _interrupt_for(self, queue: Virtqueue) -> None:
-        if queue.needs_interrupt() and self._interrupt is not None:
-            self._interrupt.raise_queue()
-
-    def _serve_errors(self) -> None:
-        """Let the device loop answer every request with an error."""
-        for queue, kick_fd in zip(self._queues, self._kick_fds, strict=True):
-            if queue.index not in self._unanswered and queue.layout is not None:
-                self._resources.loop.add_reader(kick_fd, self._error_server(queue, kick_fd))
-                os.eventfd_write(kick_fd, 1)
-
-    def _stop_serving_errors(self) -> None:
-        for kick_fd in self._kick_fds:
-            self._resources.loop.remove_reader(kick_fd)
-
-    def _error_server(self, queue: Virtqueue, kick_fd: int) -> Callable[[], None]:
-        def serve() -> None:
-            try:
-                os.eventfd_read(kick_fd)
-            except BlockingIOError:
-                return
-            queue.begin_visit(_VISIT_BUDGET)
-            try:
-                while (chain := queue.pop()) is not None:
-                    queue.add_used(chain.head_index, self._fail_chain(chain))
-            except GuestFault as fault:
-                queue.fail(fault)
-            self._interrupt_for(queue)
-            if queue.end_visit():
-                os.eventfd_write(kick_fd, 1)
-
-        return serve

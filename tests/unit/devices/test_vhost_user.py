@@ -15,7 +15,8 @@ from kvmlite.abi import vhost_user as abi
 from kvmlite.abi.vhost_user import ProtocolFeature, Request
 from kvmlite.abi.virtio import VRING_DESC_F_WRITE, DeviceStatus
 from kvmlite.devices import vhost_user
-from kvmlite.devices.vhost_user import RESTART_LIMIT, VhostUserDevice
+from kvmlite.devices.vhost_user import VhostUserDevice
+from kvmlite.devices.vhost_user_loss import RESTART_LIMIT
 from kvmlite.errors import ConfigError, HostError
 from kvmlite.memory.guest_memory import GuestMemory
 from kvmlite.testing import Used, VirtioRig
