@@ -263,19 +263,10 @@ require(code == 0 || (code == KVL_BLK_HOST_ERROR && blk.error > 0 && (fail_state
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct kvl_virtq_layout layout;
-	const uint8_t *options = data + RINGS_HEADER;
-	size_t steps;
+	struct rings_input input;
 
-	if (mem.count == 0)
-		rings_map();
-	if (size < RINGS_HEADER + OPTIONS || !rings_from_input(data, &layout))
-		return 0;
-	data += RINGS_HEADER + OPTIONS;
-	size -= RINGS_HEADER + OPTIONS;
-	steps = size < STEPS ? size : STEPS;
-	rings_fill(data + steps, size - steps);
-	live(&layout, options, data, steps);
+	if (rings_take_input(data, size, OPTIONS, STEPS, &input))
+		live(&input.layout, input.options, input.steps, input.count);
 	return 0;
 }
 

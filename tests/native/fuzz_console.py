@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from fuzzkit.ends import Ends
 from fuzzkit.target import DeviceTarget
 
 from kvmlite.abi.virtio_console import CONTROL_TX_QUEUE, VIRTIO_CONSOLE_CONTROL
@@ -33,7 +34,7 @@ class Target(DeviceTarget):
     def attach(self, resources: DeviceResources) -> VirtioConsole:
         self._loop = resources.loop
         self.device = VirtioConsole(resources.name, resources.loop, ("port",), cols=COLS, rows=ROWS)
-        self._ends: list[socket.socket] = []
+        self._ends = Ends()
         return self.device
 
     def message(self, op: Op) -> bytes:
@@ -46,8 +47,8 @@ class Target(DeviceTarget):
 
     def host(self, op: Op) -> None:
         acts: tuple[Callable[[Op], None], ...] = (
-            self._connect, self._connect, self._write, self._write, self._read, self._shut, self._close, self._resize,
-            self._hang_up, self._sink,
+            self._connect, self._connect, self._ends.write, self._ends.write, self._ends.read, self._shut,
+            self._ends.close, self._resize, self._hang_up, self._sink,
         )  # fmt: skip
         acts[op.index % len(acts)](op)
 
@@ -56,34 +57,11 @@ class Target(DeviceTarget):
         end = socket.socket(fileno=port.connect())
         assert port._next is not None
         port._next.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # as little as there is
-        end.setblocking(False)
-        self._ends.append(end)
-
-    def _end(self, op: Op) -> socket.socket | None:
-        return self._ends[op.value % len(self._ends)] if self._ends else None
-
-    def _write(self, op: Op) -> None:
-        if end := self._end(op):
-            try:
-                end.send(bytes(op.size % 9000), socket.MSG_NOSIGNAL)
-            except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-                return
-
-    def _read(self, op: Op) -> None:
-        if end := self._end(op):
-            try:
-                end.recv(1 << 16)
-            except (BlockingIOError, ConnectionResetError):
-                return
+        self._ends.add(end)
 
     def _shut(self, op: Op) -> None:
-        if end := self._end(op):
+        if end := self._ends.choose(op):
             end.shutdown(socket.SHUT_WR)
-
-    def _close(self, op: Op) -> None:
-        if end := self._end(op):
-            self._ends.remove(end)
-            end.close()
 
     def _resize(self, op: Op) -> None:
         self.device.resize(op.value & 0xFFFF, op.value >> 16 & 0xFFFF)
@@ -95,9 +73,7 @@ class Target(DeviceTarget):
         self.device.ports[op.value & 1].set_sink((lambda data: None) if op.value & 2 else None)
 
     def end_case(self) -> None:
-        for end in self._ends:
-            end.close()
-        self._ends.clear()
+        self._ends.close_all()
         for port in self.device.ports:
             port.set_sink(None)
         self.device._size = COLS, ROWS

@@ -7,7 +7,7 @@
  */
 #include "rings.h"
 
-enum { CODES = 17 };
+enum { CODES = 17, STEPS = 96 };
 
 static uint64_t chains, faults[CODES];
 
@@ -88,18 +88,10 @@ static void live(const struct kvl_virtq_layout *layout, const uint8_t *steps, si
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct kvl_virtq_layout layout;
-	size_t steps;
+	struct rings_input input;
 
-	if (mem.count == 0)
-		rings_map();
-	if (size < RINGS_HEADER || !rings_from_input(data, &layout))
-		return 0;
-	data += RINGS_HEADER;
-	size -= RINGS_HEADER;
-	steps = size < 96 ? size : 96;
-	rings_fill(data + steps, size - steps);
-	live(&layout, data, steps);
+	if (rings_take_input(data, size, 0, STEPS, &input))
+		live(&input.layout, input.steps, input.count);
 	return 0;
 }
 
@@ -108,7 +100,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 static void one_case(void)
 {
 	struct kvl_virtq_layout layout = rings_draw();
-	uint8_t steps[96];
+	uint8_t steps[STEPS];
 
 	for (unsigned i = 0; i < sizeof(steps); i++)
 		steps[i] = (uint8_t)draw(256);

@@ -6,6 +6,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from fuzzkit.ends import Ends
 from fuzzkit.target import DeviceTarget
 
 from kvmlite.abi.virtio_vsock import TX_QUEUE, VIRTIO_VSOCK_HDR
@@ -52,16 +53,14 @@ class Target(DeviceTarget):
         mux.BUFFER_SIZE, mux.SMALL_BUFFER_SIZE = 4096, 1024
         mux._TX_BUDGET, rx.RESET_LIMIT = 4, 3
         self.device = VirtioVsock(guest_cid=GUEST_CID, loop=resources.loop, name=resources.name)
-        self._ends: list[socket.socket] = []
+        self._ends = Ends()
         self._request: Request | None = None
         for port in LISTENED:
             self.device.listen(port, self._accept)
         return self.device
 
     def _accept(self, fd: int) -> None:
-        end = socket.socket(fileno=fd)
-        end.setblocking(False)
-        self._ends.append(end)
+        self._ends.add(socket.socket(fileno=fd))
 
     def message(self, op: Op) -> bytes:
         if op.queue != TX_QUEUE:
@@ -83,44 +82,22 @@ class Target(DeviceTarget):
 
     def host(self, op: Op) -> None:
         acts: tuple[Callable[[Op], None], ...] = (
-            self._write, self._write, self._write, self._read, self._read, self._shut, self._close, self._connect,
-            self._connect, self._cancel, self._expire, self._reset_transport, self._hang_up,
+            self._ends.write, self._ends.write, self._ends.write, self._ends.read, self._ends.read, self._shut,
+            self._ends.close, self._connect, self._connect, self._cancel, self._expire, self._reset_transport,
+            self._hang_up,
         )  # fmt: skip
         acts[op.index % len(acts)](op)
 
-    def _end(self, op: Op) -> socket.socket | None:
-        return self._ends[op.value % len(self._ends)] if self._ends else None
-
-    def _write(self, op: Op) -> None:
-        if end := self._end(op):
-            try:
-                end.send(bytes(op.size % 9000), socket.MSG_NOSIGNAL)
-            except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-                return
-
-    def _read(self, op: Op) -> None:
-        if end := self._end(op):
-            try:
-                end.recv(1 << 18)
-            except (BlockingIOError, ConnectionResetError):
-                return
-
     def _shut(self, op: Op) -> None:
-        if end := self._end(op):
+        if end := self._ends.choose(op):
             try:
                 end.shutdown((socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)[op.size % 3])
             except OSError:  # ENOTCONN: the device has closed its end
                 return
 
-    def _close(self, op: Op) -> None:
-        if end := self._end(op):
-            self._ends.remove(end)
-            end.close()
-
     def _connect(self, op: Op) -> None:
         ours, theirs = narrow_pair()
-        theirs.setblocking(False)
-        self._ends.append(theirs)
+        self._ends.add(theirs)
         self._request = Request(lambda port: None, lambda: None)
         self.device._open(GUEST_PORTS[op.value >> 8 & 3], ours, self._request)
 
@@ -139,9 +116,7 @@ class Target(DeviceTarget):
         self.device.hang_up()
 
     def end_case(self) -> None:
-        for end in self._ends:
-            end.close()
-        self._ends.clear()
+        self._ends.close_all()
         self._request = None
 
     def honest(self, queue: DriverQueue, kick: Kick) -> None:

@@ -1,7 +1,7 @@
 /*
  * Guest memory with a queue in it, as a hostile driver might write it: shared by the fuzz targets of devices.
  *
- * Under libFuzzer, rings_from_input() takes it from the input. Without it, rings_draw() makes plausible rings and breaks
+ * Under libFuzzer, rings_take_input() takes it from the input. Without it, rings_draw() makes plausible rings and breaks
  * them here and there, and rings_run_begin() starts a thread that goes on writing.
  */
 #ifndef RINGS_H
@@ -87,6 +87,29 @@ static inline int rings_from_input(const uint8_t *data, struct kvl_virtq_layout 
 	if (data[1] & 16)
 		ret->used_gpa = (uint64_t)data[6] << 9 | data[7];
 	return ret->size <= MAX_SIZE;
+}
+
+/* An input in its parts; what is behind the steps is what the driver has written. */
+struct rings_input {
+	struct kvl_virtq_layout layout;
+	const uint8_t *options, *steps;
+	size_t count; /* of steps */
+};
+
+/* Take an input with so many bytes of options and at most so many steps apart, and fill guest RAM; 0 if it is none. */
+static inline int rings_take_input(const uint8_t *data, size_t size, size_t options, size_t steps,
+				   struct rings_input *ret)
+{
+	if (mem.count == 0)
+		rings_map();
+	if (size < RINGS_HEADER + options || !rings_from_input(data, &ret->layout))
+		return 0;
+	ret->options = data + RINGS_HEADER;
+	ret->steps = ret->options + options;
+	size -= RINGS_HEADER + options;
+	ret->count = size < steps ? size : steps;
+	rings_fill(ret->steps + ret->count, size - ret->count);
+	return 1;
 }
 
 /* The driver offers (count) chains more. */

@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
+from support.sanitized import compile_sanitized, run_sanitized
 
-HERE = Path(__file__).resolve().parent
-NATIVE = HERE.parent.parent / "src" / "kvmlite" / "_native" / "src"
-SOURCES = [str(HERE / "fuzz_virtq.c"), str(NATIVE / "virtq.c"), str(NATIVE / "mem.c")]
-WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wvla", "-Werror"]
+NEEDED = ("virtq", "mem")
 CLANGS = ("clang", "clang-19", "clang-16", "clang-14")
 FAULT_CODES = range(1, 17)
 
 
-def compile_fuzzer(compiler: str, target: Path, *flags: str) -> str:
-    command = [compiler, *WARNINGS, "-g", "-O1", *flags, "-fno-sanitize-recover=all", f"-I{NATIVE}", *SOURCES]
-    subprocess.run([*command, "-pthread", "-o", str(target)], check=True)
-    return str(target)
-
-
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
-    return compile_fuzzer("gcc", tmp_path_factory.mktemp("fuzz") / "fuzz_virtq", "-fsanitize=address,undefined")
-
-
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return compile_sanitized(tmp_path_factory.mktemp("fuzz") / "fuzz_virtq", NEEDED)
 
 
 def test_every_pointer_from_a_hostile_ring_is_inside_guest_ram(fuzzer: str) -> None:
-    lines = run([fuzzer, "1", "6000"]).splitlines()
+    lines = run_sanitized(fuzzer, "1", "6000").splitlines()
     assert int(lines[0].split()[1]) > 1000, "hardly any chain got through: the rings are too broken to test anything"
     seen = {-int(line.split()[1]) for line in lines[1:] if int(line.split()[2]) > 0}
     assert seen == set(FAULT_CODES), "some faults were never met"
 
 
 def test_rings_that_change_during_the_walk_yield_no_stray_pointer(fuzzer: str) -> None:
-    lines = run([fuzzer, "2", "2000", "race"]).splitlines()
+    lines = run_sanitized(fuzzer, "2", "2000", "race").splitlines()
     assert int(lines[0].split()[1]) > 100
 
 
@@ -70,19 +53,18 @@ def test_coverage_guided_fuzzing_finds_no_stray_pointer(tmp_path: Path) -> None:
     clang = next((name for name in CLANGS if shutil.which(name)), None)
     if clang is None:
         pytest.skip("clang is not installed")
-    target = compile_fuzzer(clang, tmp_path / "fuzz", "-DKVL_LIBFUZZER", "-fsanitize=fuzzer,address,undefined")
+    flags = ("-DKVL_LIBFUZZER", "-fsanitize=fuzzer,address,undefined")
+    target = compile_sanitized(tmp_path / "fuzz_virtq", NEEDED, compiler=clang, flags=flags)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name, data in seeds().items():
         (corpus / name).write_bytes(data)
-    run(
-        [
-            target,
-            "-seed=1",
-            "-runs=3000",
-            "-max_total_time=3",
-            "-max_len=12000",
-            f"-artifact_prefix={tmp_path}/",
-            str(corpus),
-        ]
+    run_sanitized(
+        target,
+        "-seed=1",
+        "-runs=3000",
+        "-max_total_time=3",
+        "-max_len=12000",
+        f"-artifact_prefix={tmp_path}/",
+        str(corpus),
     )

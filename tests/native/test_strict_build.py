@@ -9,11 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.requirements import ROOT
+from support.sanitized import NATIVE, STRICT, compile_sanitized, run_sanitized
 
-NATIVE = ROOT / "src/kvmlite/_native/src"
-HERE = Path(__file__).resolve().parent
-STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wvla", "-Werror"]
 MAX_LINES = 500
 COMPILERS = ("gcc", "clang")
 
@@ -101,14 +98,5 @@ def test_symbols_have_our_prefix(symbols: dict[str, list[str]], source: str) -> 
 
 
 def test_serial_and_memory_run_clean_under_sanitizers(tmp_path: Path) -> None:
-    program = tmp_path / "serial_mem"
-    command = [
-        find_compiler("gcc"), "-std=gnu11", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-        "-I", str(NATIVE), "-o", str(program), str(HERE / "serial_mem.c"), str(NATIVE / "serial.c"),
-        str(NATIVE / "mem.c"), "-pthread",
-    ]  # fmt: skip
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    ran = subprocess.run([program], capture_output=True, text=True, check=False, env={**os.environ, "ASAN_OPTIONS": ""})
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == "ok\n"
+    program = compile_sanitized(tmp_path / "serial_mem", ["serial", "mem"])
+    assert run_sanitized(program) == "ok\n"
