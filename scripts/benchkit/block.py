@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchkit.boot import QEMU_MACHINES, default_kernel
+from benchkit.guest_files import StockGuest
 from benchkit.lines import Lines
 from benchkit.measure import MeasureError
 
@@ -60,49 +61,20 @@ sleep 1000
 """
 
 
-class Guest:
+class Guest(StockGuest):
     """The files both monitors are given, in a folder of their own."""
 
     def __init__(self, folder: Path, kernel: Path, seconds: float, image: Path | None) -> None:
-        from kvmlite.images.initramfs import build_base
-        from kvmlite.images.kernels import resolve
-
-        init = folder / "init"
         jobs = " ".join(f"--name={name} --stonewall {options}" for name, options in CELLS.items())
-        init.write_text(
-            INIT.replace("FIO", FIO)
-            .replace("JOBS", jobs)
-            .replace("SECONDS", f"{seconds:g}")
-            .replace("RAMP", str(RAMP_S))
-        )
-        init.chmod(0o755)
-        found = resolve(str(kernel))
-        base = build_base(found, ("mmio", "blk", "ext4"), agent="/bin/busybox", extra={"/bench": str(init)})
-        self.kernel = Path(found.path)
-        self.vmlinux = _unpacked(self.kernel, folder)
-        self.initrd = folder / "initrd.cpio"
-        shutil.copyfile(base.path, self.initrd)
-        base.close()
+        script = INIT.replace("FIO", FIO).replace("JOBS", jobs)
+        script = script.replace("SECONDS", f"{seconds:g}").replace("RAMP", str(RAMP_S))
+        super().__init__(folder, kernel, ("mmio", "blk", "ext4"), script)
         self.tools = _tools_image(folder)
         self.data = image or folder / "data.img"
         if image is None:
             with open(self.data, "wb") as file:
                 for _ in range(IMAGE_SIZE >> 20):
                     file.write(os.urandom(1 << 20))
-
-
-def _unpacked(kernel: Path, folder: Path) -> Path:
-    from kvmlite.boot import open_kernel
-    from kvmlite.boot.unpack import unpack
-    from kvmlite.paths import vmlinux_cache
-
-    path = folder / "vmlinux"
-    with open_kernel(kernel) as image:
-        if image.bzimage is None:
-            return kernel
-        with unpack(image, vmlinux_cache()) as unpacked, open(path, "wb") as file:
-            os.sendfile(file.fileno(), unpacked.fd, 0, os.fstat(unpacked.fd).st_size)
-    return path
 
 
 def _tools_image(folder: Path) -> Path:

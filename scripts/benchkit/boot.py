@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchkit.guest_files import unpacked
 from benchkit.measure import Comparison, MeasureError, Sample, compare
 
 RATIO_PROMISE = 0.9
@@ -67,10 +68,7 @@ class Guest:
     """The files of the measured guest, in a folder of their own."""
 
     def __init__(self, folder: Path, kernel: Path) -> None:
-        from kvmlite.boot import open_kernel
-        from kvmlite.boot.unpack import unpack
         from kvmlite.images.cpio import CpioTree
-        from kvmlite.paths import vmlinux_cache
         from kvmlite.testing.guests import init_elf
 
         tree = CpioTree()
@@ -80,14 +78,7 @@ class Guest:
         self.kernel = kernel
         self.initrd = folder / "initrd.cpio"
         self.initrd.write_bytes(tree.to_bytes())
-        self.vmlinux = folder / "vmlinux"
-        with open_kernel(kernel) as image:
-            if image.bzimage is None:
-                self.vmlinux = kernel
-                return
-            with unpack(image, vmlinux_cache()) as unpacked, open(self.vmlinux, "wb") as file:
-                size = os.fstat(unpacked.fd).st_size
-                os.sendfile(file.fileno(), unpacked.fd, 0, size)
+        self.vmlinux = unpacked(kernel, folder)
 
 
 def kvmlite_command(guest: Guest, memory: str, cpus: int) -> list[str]:

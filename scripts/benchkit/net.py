@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchkit.boot import QEMU_MACHINES, default_kernel
+from benchkit.guest_files import StockGuest
 from benchkit.lines import Lines
 from benchkit.measure import MeasureError
 
@@ -53,41 +53,6 @@ sleep 1
 echo bench-ready
 sleep 100000
 """
-
-
-class Guest:
-    """The files both monitors are given, in a folder of their own."""
-
-    def __init__(self, folder: Path, kernel: Path) -> None:
-        from kvmlite.images.initramfs import build_base
-        from kvmlite.images.kernels import resolve
-
-        init = folder / "init"
-        init.write_text(INIT)
-        init.chmod(0o755)
-        found = resolve(str(kernel))
-        extra = {"/bench": str(init), **{path: path for path in _with_libraries(PROGRAMS)}}
-        base = build_base(found, ("mmio", "net"), agent="/bin/busybox", extra=extra)
-        self.kernel = Path(found.path)
-        self.vmlinux = _unpacked(self.kernel, folder)
-        self.initrd = folder / "initrd.cpio"
-        shutil.copyfile(base.path, self.initrd)
-        base.close()
-
-
-def _unpacked(kernel: Path, folder: Path) -> Path:
-    """The vmlinux in a bzImage: QEMU boots it faster."""
-    from kvmlite.boot import open_kernel
-    from kvmlite.boot.unpack import unpack
-    from kvmlite.paths import vmlinux_cache
-
-    path = folder / "vmlinux"
-    with open_kernel(kernel) as image:
-        if image.bzimage is None:
-            return kernel
-        with unpack(image, vmlinux_cache()) as unpacked, open(path, "wb") as file:
-            os.sendfile(file.fileno(), unpacked.fd, 0, os.fstat(unpacked.fd).st_size)
-    return path
 
 
 def _with_libraries(programs: Sequence[str]) -> set[str]:
@@ -134,13 +99,13 @@ def booted(command: Sequence[str]) -> Iterator[None]:
         process.stdout.close()
 
 
-def kvmlite_command(guest: Guest, cmdline: str, cpus: int, network: Sequence[str]) -> list[str]:
+def kvmlite_command(guest: StockGuest, cmdline: str, cpus: int, network: Sequence[str]) -> list[str]:
     """kvmlite, the guest as it is."""
     machine = str(PROJECT / "scripts/benchkit/net_machine.py")
     return [sys.executable, machine, str(guest.kernel), str(guest.initrd), cmdline, str(cpus), *network]
 
 
-def qemu_command(guest: Guest, cmdline: str, cpus: int, network: str) -> list[str]:
+def qemu_command(guest: StockGuest, cmdline: str, cpus: int, network: str) -> list[str]:
     """QEMU's microvm with as little as it can have."""
     return [
         "qemu-system-x86_64", "-M", QEMU_MACHINE, "-enable-kvm", "-cpu", "host", "-m", "512M", "-smp", str(cpus),
@@ -176,7 +141,7 @@ def measure(cell: str, address: str, ports: tuple[int, int], seconds: float) -> 
 class Sides:
     """kvmlite and QEMU with guests on the same kind of network: where to ask them."""
 
-    def __init__(self, stack: ExitStack, mode: str, guest: Guest, cpus: int) -> None:
+    def __init__(self, stack: ExitStack, mode: str, guest: StockGuest, cpus: int) -> None:
         cmdline = "console=ttyS0 quiet rdinit=/bench"
         self.addresses = ["127.0.0.1", "127.0.0.1"]
         self.ports = [(IPERF_PORT + 10 * side, SOCKPERF_PORT + 10 * side) for side in (0, 1)]
@@ -229,7 +194,8 @@ def bench_net(
     os.environ["PYTHONPATH"] = str(PROJECT / "src")
     kept = True
     with tempfile.TemporaryDirectory(prefix="kvmlite-bench-") as folder:
-        guest = Guest(Path(folder), kernel or default_kernel())
+        extra = {path: path for path in _with_libraries(PROGRAMS)}
+        guest = StockGuest(Path(folder), kernel or default_kernel(), ("mmio", "net"), INIT, extra)
         print(f"iperf3 and sockperf, {guest.kernel.name}, {cpus} vCPU; {runs} runs of {seconds:g} s each, alternating")
         for mode in modes:
             print(
