@@ -61,6 +61,20 @@ def mappings() -> None:
     """Ask the leak check to look at memory mappings, too."""
 
 
+@pytest.fixture
+def loop() -> Iterator[Any]:
+    """A running device loop on which no callback may raise."""
+    from kvmlite.host.loop import DeviceLoop
+
+    errors: list[BaseException] = []
+    device_loop = DeviceLoop(errors.append)
+    device_loop.start()
+    device_loop.call(lambda: None)  # its thread has its name by now
+    yield device_loop
+    device_loop.stop()
+    assert errors == []
+
+
 @pytest.fixture(scope="session")
 def assemble(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Turn assembly text into a PVH kernel; the same text is assembled once per session."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 from support.namespace import Namespace
@@ -20,17 +19,6 @@ pytestmark = [pytest.mark.root, pytest.mark.tools]
 
 RULES = (EgressRule(network="192.0.2.0/24"),)
 PUBLISHES = (parse_publish("18080:80"), parse_publish("18081:81"))
-
-
-@pytest.fixture
-def loop() -> Iterator[DeviceLoop]:
-    errors: list[BaseException] = []
-    loop = DeviceLoop(errors.append)
-    loop.start()
-    loop.call(lambda: None)  # its thread has its name by now
-    yield loop
-    loop.stop()
-    assert errors == []
 
 
 def interfaces(host: Namespace) -> list[str]:

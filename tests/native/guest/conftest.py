@@ -119,17 +119,6 @@ def peer(agent_process: AgentProcess) -> RawPeer:
 
 
 @pytest.fixture
-def loop() -> Iterator[DeviceLoop]:
-    """A running device loop on which no callback may raise."""
-    errors: list[BaseException] = []
-    device_loop = DeviceLoop(errors.append)
-    device_loop.start()
-    yield device_loop
-    device_loop.stop()
-    assert errors == []
-
-
-@pytest.fixture
 def client(agent_process: AgentProcess, loop: DeviceLoop) -> Iterator[AgentClient]:
     """A client of a running agent."""
     agent_client = AgentClient(os.dup(agent_process.stream.fileno()), loop)

@@ -56,17 +56,6 @@ class FakeAgent:
 
 
 @pytest.fixture
-def loop() -> Iterator[DeviceLoop]:
-    """A running device loop on which no callback may raise."""
-    errors: list[BaseException] = []
-    device_loop = DeviceLoop(errors.append)
-    device_loop.start()
-    yield device_loop
-    device_loop.stop()
-    assert errors == []
-
-
-@pytest.fixture
 def silent_pair(loop: DeviceLoop) -> Iterator[tuple[FakeAgent, AgentClient]]:
     """An agent that has not said HELLO, and its client."""
     ours, theirs = socket.socketpair()

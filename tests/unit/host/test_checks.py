@@ -24,12 +24,9 @@ class ScriptedFiles(HostFiles):
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tree, tmp_path):
     def make(contents: dict[str, str], errors: dict[str, int] | None = None) -> HostFiles:
-        for name, text in contents.items():
-            path = Path(tmp_path, name.lstrip("/"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        tree(contents)
         return ScriptedFiles(str(tmp_path), errors or {})
 
     return make

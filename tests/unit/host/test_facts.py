@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
 from kvmlite.host import facts
-from kvmlite.host.facts import CgroupMount, HostFiles, HugePages
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """``tree({path: text})`` makes files and returns a HostFiles for them."""
-
-    def make(contents: dict[str, str]) -> HostFiles:
-        for name, text in contents.items():
-            path = Path(tmp_path, name.lstrip("/"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return HostFiles(str(tmp_path))
-
-    return make
+from kvmlite.host.facts import CgroupMount, HugePages
 
 
 def test_a_missing_file_reads_as_none(tree):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from kvmlite.errors import HostError, KvmError, UnsupportedError
-from kvmlite.host.facts import HostFiles
 from kvmlite.host.finding import Finding
 from kvmlite.kvm.system import open_hint
 from kvmlite.machine import doctor
@@ -24,18 +23,6 @@ AMD = {
     "/sys/module/kvm_amd/parameters/avic": "N\n",
     "/sys/module/kvm_amd/parameters/nested": "1\n",
 }
-
-
-@pytest.fixture
-def tree(tmp_path):
-    def make(contents: dict[str, str]) -> HostFiles:
-        for name, text in contents.items():
-            path = Path(tmp_path, name.lstrip("/"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return HostFiles(str(tmp_path))
-
-    return make
 
 
 def by_id(findings: list[Finding]) -> dict[str, Finding]:
