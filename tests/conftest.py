@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.leaks import Holdings
 from support.programs import Assembler
-from support.requirements import REQUIREMENTS, required
+from support.requirements import REQUIREMENTS, lack, required
 
 # Property tests look at the same examples each time, and give no verdict on how fast this host is today;
 # --hypothesis-profile=random searches anew.
@@ -38,12 +38,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, missing in REQUIREMENTS.items():
         if item.get_closest_marker(marker) is None:
             continue
-        reason = missing()
-        if not reason:
-            continue
-        if marker in required():
-            pytest.fail(f"KVMLITE_REQUIRE={marker}: {reason}", pytrace=False)
-        pytest.skip(reason)
+        if reason := missing():
+            lack(marker, reason)
 
 
 @pytest.fixture(autouse=True)

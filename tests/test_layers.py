@@ -46,7 +46,6 @@ def names_called(tree: ast.Module) -> Iterator[str]:
 
 def test_imports_only_point_down() -> None:
     """The contract is in pyproject.toml; import-linter says which import breaks it."""
-    pytest.importorskip("importlinter", reason="import-linter is one of the development dependencies")
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

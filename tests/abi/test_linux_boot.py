@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import pytest
@@ -72,9 +71,6 @@ ELF_CONSTANTS = (
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Name to value, as the compiler sees it."""
-    compiler = shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
     expressions = {
         **{name: f"offsetof(struct boot_params, hdr.{field})" for name, field in HEADER_FIELDS.items()},
         **{name: f"offsetof(struct boot_params, {field})" for name, field in PAGE_FIELDS.items()},
@@ -95,7 +91,7 @@ def compiled(tmp_path_factory):
         "int main(void)\n{\n" + "\n".join(lines) + "\nreturn 0;\n}\n"
     )
     program = folder / "abi"
-    subprocess.run([compiler, "-w", str(folder / "abi.c"), "-o", str(program)], check=True, timeout=60)
+    subprocess.run(["gcc", "-w", str(folder / "abi.c"), "-o", str(program)], check=True, timeout=60)
     done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=30)
     return {name: int(value) for name, value in (line.split() for line in done.stdout.splitlines())}
 

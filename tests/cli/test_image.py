@@ -78,7 +78,7 @@ def open_directory() -> Iterator[Path]:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(shutil.which("fakeroot") is None, reason="no fakeroot on this machine")
+@pytest.mark.fakeroot
 def test_an_ordinary_user_gets_the_owners_of_a_tar(open_directory: Path) -> None:
     kvmlite = Command(open_directory)
     kvmlite.home.mkdir()

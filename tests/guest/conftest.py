@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import requirements
 from support.command import Command, Ended
 
 IS_LAB = os.environ.get("KVMLITE_LAB") == "1"
@@ -47,14 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def kernel_package(name: str) -> Path:
     """The unpacked package of a kernel; a test that needs one that is not there is skipped."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(os.environ.get("KVMLITE_TEST_KERNELS") or cache / "kvmlite/lab/kernels")
-    path = root / PACKAGES[name]
+    path = requirements.kernel_package(PACKAGES[name])
     if not path.is_dir():
-        reason = f"no {path}: scripts/setup kernels {PACKAGES[name]}"
-        if "guest" in os.environ.get("KVMLITE_REQUIRE", ""):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        requirements.lack("kernels", f"no {path}: scripts/setup kernels {PACKAGES[name]}")
     return path
 
 
@@ -93,14 +89,9 @@ def kvmlite(session_command: Command) -> Iterator[Command]:
 @pytest.fixture(scope="session")
 def debian(kvmlite_home: Path) -> str:
     """The image that ``scripts/setup images`` has made; a test that needs it is skipped without it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    store = Path(os.environ.get("KVMLITE_TEST_IMAGES") or cache / "kvmlite/lab/images")
-    link = store / "names/debian"
-    if not link.exists():
-        reason = f"no image debian in {store}: scripts/setup images"
-        if "guest" in os.environ.get("KVMLITE_REQUIRE", ""):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    if missing := requirements.images_missing():
+        requirements.lack("images", missing)
+    link = requirements.debian_image()
     names = kvmlite_home / "images/names"
     names.mkdir(parents=True, exist_ok=True)
     (names.parent / link.resolve().name).symlink_to(link.resolve())

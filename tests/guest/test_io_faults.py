@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import fault_disk
 from support.fault_disk import FaultDisk
 from support.requirements import ROOT
 
@@ -23,11 +22,7 @@ from kvmlite import Disk, Exited, GuestConfig, LinuxGuest
 
 from .conftest import STRETCH
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(bool(fault_disk.missing()), reason=fault_disk.missing()),
-    pytest.mark.skipif(shutil.which("fio") is None, reason="needs fio"),
-]
+pytestmark = pytest.mark.faults
 
 MIB = 1 << 20
 PATIENCE_S = 20 * STRETCH

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import subprocess
 import threading
@@ -30,8 +29,6 @@ HOST, GUEST = "10.77.0.1", "10.77.0.2"
 PORT = 7000
 PAYLOAD = hashlib.shake_256(b"kvmlite").digest(4 << 20)
 DIGEST = hashlib.md5(PAYLOAD).hexdigest()
-
-needs_vhost = pytest.mark.skipif(not os.path.exists("/dev/vhost-net"), reason="this host has no /dev/vhost-net")
 
 
 class TapsBackend:
@@ -85,7 +82,9 @@ def sh(guest: LinuxGuest, script: str) -> str:
     return handle.stdout.decode()
 
 
-@pytest.mark.parametrize(("vhost", "queue_pairs"), [("off", 1), ("off", 2), pytest.param("on", 2, marks=needs_vhost)])
+@pytest.mark.parametrize(
+    ("vhost", "queue_pairs"), [("off", 1), ("off", 2), pytest.param("on", 2, marks=pytest.mark.vhost_net)]
+)
 def test_a_guest_exchanges_data_with_its_host(kernel: Path, vhost: str, queue_pairs: int) -> None:
     net = Net(backend=TapsBackend(), mac="52:54:00:12:34:56", mtu=1400, queue_pairs=queue_pairs, vhost=vhost)
     config = GuestConfig(kernel=kernel, devices=(net,), features=("net",), vcpu_count=queue_pairs)
@@ -119,13 +118,13 @@ def test_a_guest_exchanges_data_with_its_host(kernel: Path, vhost: str, queue_pa
     assert "the link is down" in guest.machine.warnings[0]
 
 
-@needs_vhost
+@pytest.mark.vhost_net
 def test_queues_in_the_kernels_hands_conform() -> None:
     net = Net(backend=TapsBackend(), queue_pairs=2, vhost="on")
     check_virtio_device(net.attach)
 
 
-@needs_vhost
+@pytest.mark.vhost_net
 def test_a_reset_takes_the_queues_back_from_the_kernel() -> None:
     net = Net(backend=TapsBackend(), vhost="on")
     with VirtioRig(net.attach, queue_size=64) as rig, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:

@@ -23,11 +23,7 @@ from kvmlite.testing import VirtioRig, check_virtio_device
 
 from .conftest import STRETCH
 
-
-@pytest.fixture(autouse=True)
-def vhost_vsock() -> None:
-    if not os.path.exists("/dev/vhost-vsock"):
-        pytest.skip("no /dev/vhost-vsock: sudo modprobe vhost_vsock")
+pytestmark = pytest.mark.vhost_vsock
 
 
 @pytest.fixture

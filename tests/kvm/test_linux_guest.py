@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.requirements import kernel_package
 
 from kvmlite import ConfigError, GuestConfig, LinuxGuest
 from kvmlite.host.loop import DeviceLoop
 from kvmlite.lowlevel import PreparedVm
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.kernels]
 
 CHANNELS = ["vsock", "console", "serial"]
 
@@ -21,12 +21,8 @@ CHANNELS = ["vsock", "console", "serial"]
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A stock kernel with its modules; caches of its own."""
-    kernels = os.environ.get("KVMLITE_TEST_KERNELS", "")
-    path = os.path.join(kernels, "linux-image-cloud-amd64")
-    if not kernels or not os.path.isdir(path):
-        pytest.skip("KVMLITE_TEST_KERNELS has no linux-image-cloud-amd64: run scripts/setup kernels")
     monkeypatch.setenv("KVMLITE_HOME", str(tmp_path))
-    return path
+    return str(kernel_package("linux-image-cloud-amd64"))
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

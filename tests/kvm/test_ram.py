@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.machines import built, enter_ring3, ram, run_to_end, vcpus
+from support.requirements import lack
 
 from kvmlite.errors import HostError
 from kvmlite.kvm.x86 import enter_long64
@@ -31,10 +32,10 @@ def huge_pages() -> Iterator[None]:
             before = POOL.read_text()
             POOL.write_text("16")
         except OSError as error:  # not root, a read-only /proc of a container, a kernel without them
-            pytest.skip(f"vm.nr_hugepages cannot be set: {error.strerror}")
+            lack("hugepages", f"vm.nr_hugepages cannot be set: {error.strerror}")
         try:
             if (pages := int(POOL.read_text())) < 16:
-                pytest.skip(f"the host gives only {pages} huge pages of 16")
+                lack("hugepages", f"the host gives only {pages} huge pages of 16")
             yield
         finally:
             POOL.write_text(before)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.requirements import ROOT
+from support.requirements import ROOT, lack
 
 HERE = Path(__file__).resolve().parent
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py"))
@@ -107,7 +107,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Fuzzer:
         timeout=TIMEOUT_S,
     )
     if "no clang" in built.stderr:
-        pytest.skip("clang with libFuzzer is not installed")
+        lack("clang", "clang with libFuzzer is not installed")
     assert built.returncode == 0, built.stderr[-3000:]
     return Fuzzer(library, built.stdout.strip(), scratch)
 

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 SECTOR = 512
-
-
-def missing() -> str:
-    """Why there can be no such disk here; "" if there can."""
-    if os.geteuid() != 0:
-        return "needs root"
-    if shutil.which("dmsetup") is None:
-        return "needs dmsetup (Debian: dmsetup)"
-    loaded = subprocess.run(["modprobe", "-a", "dm_mod", "loop"], capture_output=True, text=True, check=False)
-    return f"needs the kernel's device mapper: {loaded.stderr.strip()}" if loaded.returncode else ""
 
 
 class FaultDisk:

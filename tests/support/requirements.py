@@ -1,16 +1,21 @@
 """What a test needs of the machine it runs on: markers, and the reason when it is not there.
 
 A missing requirement skips the test with the reason. ``KVMLITE_REQUIRE=kvm,root`` turns that skip into a failure, so
-that a CI machine which lost its /dev/kvm does not go green.
+that a CI machine which lost its /dev/kvm does not go green. What only the test itself finds out it says by ``lack``.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -89,6 +94,64 @@ def tools_missing() -> str:
     )
 
 
+def clang() -> str | None:
+    """Path of a clang, whatever its version."""
+    names = ("clang", *(f"clang-{number}" for number in range(22, 13, -1)))
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def clang_missing() -> str:
+    """Why nothing is compiled with clang; "" if it is."""
+    return "" if clang() else "clang is not installed"
+
+
+def _device_missing(path: str, module: str) -> str:
+    return "" if os.access(path, os.R_OK | os.W_OK) else f"{path} cannot be opened: sudo modprobe {module}"
+
+
+@cache
+def kernels_missing() -> str:
+    """Why there are no stock kernels; "" if there are."""
+    package = kernel_package("linux-image-cloud-amd64")
+    return "" if package.is_dir() else f"no {package}: scripts/setup kernels"
+
+
+def kernel_package(package: str) -> Path:
+    """Where the unpacked package of a stock kernel is, if it is."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("KVMLITE_TEST_KERNELS") or cache / "kvmlite/lab/kernels") / package
+
+
+@cache
+def images_missing() -> str:
+    """Why there is no Debian image; "" if there is."""
+    return "" if debian_image().exists() else f"no {debian_image()}: scripts/setup images"
+
+
+def debian_image() -> Path:
+    """Where the Debian image is that ``scripts/setup images`` makes, if it is."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("KVMLITE_TEST_IMAGES") or cache / "kvmlite/lab/images") / "names/debian"
+
+
+@cache
+def faults_missing() -> str:
+    """Why there can be no disk that fails at will; "" if there can."""
+    if missing := root_missing() or _programs_missing("dmsetup", "losetup", "fio"):
+        return missing
+    loaded = subprocess.run(["modprobe", "-a", "dm_mod", "loop"], capture_output=True, text=True, check=False)
+    return f"needs the kernel's device mapper: {loaded.stderr.strip()}" if loaded.returncode else ""
+
+
+def _open_files_missing() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return "" if limit >= 1088 else f"a process may open {limit} files here, 1088 are needed"
+
+
+def _seen_by_the_test() -> str:
+    return ""
+
+
 REQUIREMENTS: dict[str, Callable[[], str]] = {
     "kvm": kvm_missing,
     "root": root_missing,
@@ -98,7 +161,34 @@ REQUIREMENTS: dict[str, Callable[[], str]] = {
     "oci": oci_missing,
     "qemu_img": qemu_img_missing,
     "tools": tools_missing,
+    "fakeroot": lambda: _programs_missing("fakeroot"),
+    "compressors": lambda: _programs_missing("lz4", "zstd"),
+    "clang": clang_missing,
+    "iasl": lambda: _programs_missing("iasl"),
+    "cpio": lambda: _programs_missing("cpio"),
+    "git": lambda: "" if (ROOT / ".git").exists() else "not a git checkout",
+    "kernels": kernels_missing,
+    "images": images_missing,
+    "lab": lambda: "" if os.environ.get("KVMLITE_LAB") == "1" else "runs in the lab only",
+    "vhost_net": lambda: _device_missing("/dev/vhost-net", "vhost_net"),
+    "vhost_vsock": lambda: _device_missing("/dev/vhost-vsock", "vhost_vsock"),
+    "faults": faults_missing,
+    "open_files": _open_files_missing,
+    "hugepages": _seen_by_the_test,
+    "io_uring": _seen_by_the_test,
+    "direct_io": _seen_by_the_test,
 }
+"""Marker, and why what it stands for is not there; "" if it is, or if only the test finds out."""
+
+
+def lack(name: str, reason: str) -> NoReturn:
+    """Skip the test, because what this marker stands for is not there; fail it if ``KVMLITE_REQUIRE`` has the name."""
+    __tracebackhide__ = True
+    if name not in REQUIREMENTS:
+        raise ValueError(f"{name} is none of the requirements: {', '.join(REQUIREMENTS)}")
+    if name in required():
+        pytest.fail(f"KVMLITE_REQUIRE={name}: {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 def required() -> frozenset[str]:

@@ -216,12 +216,7 @@ def test_many_commands_at_once(client: AgentClient) -> None:
     assert [handle.stdout for handle in handles] == [b"%d\n" % i for i in range(40)]
 
 
-needs_files = pytest.mark.skipif(
-    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1088, reason="this host lets a process open too few files"
-)
-
-
-@needs_files
+@pytest.mark.open_files
 def test_more_commands_than_the_limit_are_refused_not_lost(client: AgentClient) -> None:
     handles = [client.exec(["cat"], env=ENV, stdin="pipe") for _ in range(260)]
     for handle in handles[256:]:
@@ -232,7 +227,7 @@ def test_more_commands_than_the_limit_are_refused_not_lost(client: AgentClient) 
     assert [handle.wait(60) for handle in handles[:256]] == [0] * 256
 
 
-@needs_files
+@pytest.mark.open_files
 def test_a_low_limit_of_descriptors_is_the_commands_and_not_the_agents(
     program: Path, tmp_path: Path, loop: DeviceLoop
 ) -> None:

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.hostile import HostileChains, check_survives, hostile_chains
 from support.leaks import open_descriptors
+from support.requirements import lack
 
 from kvmlite import Disk
 from kvmlite._native import ffi, lib
@@ -462,7 +463,7 @@ def rings() -> None:
     ring = ffi.new("struct kvl_uring *")
     error = lib.kvl_uring_init(ring, 8)
     if error:
-        pytest.skip(f"no io_uring here: {os.strerror(error)}")
+        lack("io_uring", f"no io_uring here: {os.strerror(error)}")
     lib.kvl_uring_deinit(ring)
 
 
@@ -470,7 +471,7 @@ def attach_direct(attach: Rigger, **spec: Any) -> VirtioRig:
     try:
         return attach(**(spec or {"direct": True}))
     except HostError as error:
-        pytest.skip(f"no direct I/O here: {error}")
+        lack("direct_io", f"no direct I/O here: {error}")
 
 
 def test_direct_io_takes_any_buffer(attach: Rigger, image: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -21,8 +20,6 @@ from kvmlite.testing import VirtioRig
 PATIENCE_S = 60.0
 MIB = 1 << 20
 IN, OUT, FLUSH = 0, 1, 4
-
-needs_daemon = pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="qemu-utils is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +60,8 @@ def kill(rig: VirtioRig) -> None:
         time.sleep(0.001)
 
 
-@needs_daemon
+@pytest.mark.tools
+@pytest.mark.qemu_img
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_disk_of_each_format_keeps_what_is_written(tmp_path: Path, format: str) -> None:
     path = make_image(tmp_path / f"an image, with=commas.{format}", format)
@@ -83,7 +81,8 @@ def test_a_disk_of_each_format_keeps_what_is_written(tmp_path: Path, format: str
         assert "qemu-storage-daemon was killed (SIGKILL); it was started again" in rig.warnings[0]
 
 
-@needs_daemon
+@pytest.mark.tools
+@pytest.mark.qemu_img
 def test_a_disk_that_was_written_fails_for_good_with_its_daemon(tmp_path: Path) -> None:
     path = make_image(tmp_path / "x.qcow2", "qcow2")
     with VirtioRig(FormattedDisk(path=path, format="qcow2").attach, memory_backing="memfd") as rig:
@@ -97,7 +96,8 @@ def test_a_disk_that_was_written_fails_for_good_with_its_daemon(tmp_path: Path) 
         assert "writes that it had not stored yet are lost with it" in rig.warnings[0]
 
 
-@needs_daemon
+@pytest.mark.tools
+@pytest.mark.qemu_img
 def test_the_daemons_own_words_say_why_it_refuses(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(MIB))
     with pytest.raises(HostError) as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def test_a_file_that_is_none_is_refused_and_closed(monkeypatch: pytest.MonkeyPat
     assert info.value.errno == errno.ENOTTY
 
 
-@pytest.mark.skipif(not os.access(VHOST_NET, os.R_OK | os.W_OK), reason=f"{VHOST_NET} is not there")
+@pytest.mark.vhost_net
 def test_the_kernels_own_answers() -> None:
     device = Vhost(VHOST_NET)
     try:

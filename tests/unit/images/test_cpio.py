@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def test_every_size_is_padded_to_four_bytes(size: int) -> None:
     assert len(tree.to_bytes()) % 4 == 0
 
 
-@pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio on this host")
+@pytest.mark.cpio
 def test_cpio_reads_it_back(tmp_path: Path) -> None:
     done = subprocess.run(
         ["cpio", "-i", "--quiet"], input=tiny_tree().to_bytes(), cwd=tmp_path, capture_output=True, check=False

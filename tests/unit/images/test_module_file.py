@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from kvmlite.errors import ImageError, UnsupportedError
 from kvmlite.images import module_file
@@ -36,7 +37,6 @@ def test_each_packing_is_told_by_its_first_bytes(tmp_path: Path, images: Any) ->
 
 
 def test_zstd_is_unpacked_where_python_can(tmp_path: Path, images: Any) -> None:
-    zstandard = pytest.importorskip("zstandard")
     (tmp_path / "m.ko.zst").write_bytes(zstandard.compress(images.module()))
     assert load_module(str(tmp_path / "m.ko.zst")) == images.module()
     (tmp_path / "m.ko.zst").write_bytes(zstandard.compress(images.module())[:-9])

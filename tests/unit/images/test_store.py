@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.requirements import lack
 
 from kvmlite.errors import ConfigError, HostError, StateError
 from kvmlite.images.kernel_source import add_kernel
@@ -216,7 +217,6 @@ def test_a_full_disk_leaves_nothing(store: KernelStore, tmp_path: Path, images: 
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 def test_no_space_left_leaves_nothing(home: Path, tmp_path: Path, images: Any) -> None:
     import subprocess
 
@@ -225,7 +225,7 @@ def test_no_space_left_leaves_nothing(home: Path, tmp_path: Path, images: Any) -
         ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(home)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+        lack("root", f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
     try:
         store = KernelStore()
         with pytest.raises(HostError, match=r"No space left on device$") as caught:

@@ -37,8 +37,6 @@ def test_reset_answers_with_the_same_type_and_swapped_addresses():
 
 def test_numbers_are_those_of_the_kernel_header():
     path = Path("/usr/include/linux/virtio_vsock.h")
-    if not path.exists():
-        pytest.skip("needs linux/virtio_vsock.h (linux-libc-dev)")
     found = dict(re.findall(r"\b(VIRTIO_VSOCK_(?:OP|TYPE|F|SHUTDOWN|EVENT)_\w+)\s*=?\s*(\d+)", path.read_text()))
     assert len(found) >= 13
     ours = {name: value for name, value in vars(abi).items() if name in found}
