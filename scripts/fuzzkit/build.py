@@ -63,7 +63,7 @@ def build(clang: str, target: Path) -> None:
     includes = "".join(f'#include "{header.name}"\n' for header in headers())
     ffi.set_source(MODULE, PREAMBLE + includes + '#include "device_fuzzer.h"\n')
     target.parent.mkdir(parents=True, exist_ok=True)
-    glue = target.with_suffix(".c")
+    glue = target.with_suffix(f".{os.getpid()}.c")
     with redirect_stdout(sys.stderr):
         ffi.emit_c_code(str(glue))
     scratch = target.with_suffix(f".{os.getpid()}")
@@ -73,6 +73,7 @@ def build(clang: str, target: Path) -> None:
     command += ["-Wl,--whole-archive", _runtimes(clang)[0], "-Wl,--no-whole-archive", "-lstdc++", "-lm", "-pthread"]
     command += ["-Wl,-Bsymbolic", "-o", str(scratch)]  # libFuzzer's own hooks, not the idle ones of the sanitizer
     subprocess.run(command, check=True, timeout=BUILD_TIMEOUT_S)
+    glue.unlink()
     scratch.replace(target)
 
 
