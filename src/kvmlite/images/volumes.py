@@ -126,7 +126,6 @@ class VolumeStore:
 
         def fill(path: str) -> None:
             copy_sparse(image, path)
-            os.chmod(path, 0o600)
             add_journal(path)
 
         return self._add(name, "raw", fill)
@@ -155,10 +154,10 @@ class VolumeStore:
                 f"the size of a {volume.format} volume is fixed", hint=f"kvmlite volume convert {name} qcow2"
             )
         if volume.format == "raw":
-            with _Held(volume.path) as fd:
+            with _Held(volume) as fd:
                 _storage(lambda: os.truncate(fd, size), f"cannot resize volume {name}")
         else:
-            with _Held(volume.path):
+            with _Held(volume):
                 pass  # qemu-img locks it itself
             extra = ("--shrink",) if size < volume.size else ()
             _qemu_img("resize", "-q", *extra, "-f", volume.format, volume.path, str(size))
@@ -175,7 +174,7 @@ class VolumeStore:
         volume = self.find(name)
         if target is None and format == volume.format:
             raise ConfigError(f"volume {name} is {format} already")
-        with _Held(volume.path):
+        with _Held(volume):
             pass  # nobody writes to it; from here on qemu-img keeps writers out
 
         def fill(path: str) -> None:
@@ -190,7 +189,7 @@ class VolumeStore:
             HostError: A machine uses it.
         """
         volume = self.find(name)
-        with StoreLock(self.root), _Held(volume.path):
+        with StoreLock(self.root), _Held(volume):
             _storage(lambda: os.unlink(volume.path), f"cannot remove volume {name}")
 
     def _files(self) -> dict[str, tuple[str, str]]:
@@ -218,6 +217,7 @@ class VolumeStore:
             path = os.path.join(self.root, f"{name}.{format}")
             try:
                 fill(draft)
+                os.chmod(draft, 0o600)  # qemu-img leaves it to the umask
                 sync_file(draft)
                 with StoreLock(self.root):
                     self._check_free(name, replaces)
@@ -243,22 +243,27 @@ class VolumeStore:
 class _Held:
     """A volume's file, open and locked against everybody else."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
         self._fd = -1
 
     def __enter__(self) -> int:
+        name, path = self._volume.name, self._volume.path
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise StateError(f"volume {self._path} was removed by another process") from error
+            raise StateError(f"volume {name} was removed by another process") from error
         except OSError as error:
-            raise storage_error(error, f"cannot open volume {self._path}") from error
+            raise storage_error(error, f"cannot open volume {path}") from error
         try:
-            lock_image(self._fd, self._path, writer=True)
-        except BaseException:
+            lock_image(self._fd, path, writer=True)
+        except BaseException as error:
             os.close(self._fd)
-            raise
+            if not isinstance(error, HostError):
+                raise
+            raise HostError(
+                f"volume {name} is in use: a virtual machine has it", error.errno or 0, hint="end that machine first"
+            ) from error
         return self._fd
 
     def __exit__(self, *_: object) -> None:

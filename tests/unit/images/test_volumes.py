@@ -82,8 +82,9 @@ def test_a_volume_in_use_is_left_alone(store: VolumeStore, read_only: bool) -> N
             lambda: store.convert("data", "qcow2"),
             lambda: store.remove("data"),
         ):
-            with pytest.raises(HostError, match="in use"):
+            with pytest.raises(HostError, match="volume data is in use: a virtual machine has it") as caught:
                 change()
+            assert caught.value.hint == "end that machine first"
         assert store.find("data").size == GIB
     finally:
         disk.close()
@@ -141,6 +142,8 @@ def test_other_formats_are_made_and_converted_with_their_contents(store: VolumeS
         assert file.read(7) == b"payload"
     assert names(store) == ["copy", "data"]
     assert store.create("empty", 8 << 20, format=format).allocated < 4 << 20
+    for made in store.volumes():
+        assert os.stat(made.path).st_mode & 0o777 == 0o600  # whatever program made it
 
 
 @pytest.mark.qemu_img
