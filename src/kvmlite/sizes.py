@@ -35,7 +35,7 @@ def parse_size(text: str, what: str) -> int:
         what: How an error calls it.
 
     Raises:
-        ConfigError: It is not a size.
+        ConfigError: It is not a size, or there is no sector in it: most likely a unit is missing.
     """
     short = text.upper().removesuffix("IB").removesuffix("B")
     scale = _UNITS.get(short[-1:], 1)
@@ -46,6 +46,8 @@ def parse_size(text: str, what: str) -> int:
         amount = -1.0
     if not 0 < amount * scale < 1 << 62:
         raise ConfigError(f"{what} {text!r} is not a size", hint="write a number with a unit: 512M, 10G")
+    if amount * scale < 512:
+        raise ConfigError(f"{what} {text!r} is less than 512 bytes", hint="write a number with a unit: 512M, 10G")
     return int(amount * scale) >> 9 << 9
 
 

@@ -26,6 +26,7 @@ def test_a_volume_is_made_resized_listed_and_removed(kvmlite: Command) -> None:
 MISTAKES = {
     ("create", "data", "1G"): "there is a volume 'data' already; choose another name, or kvmlite volume rm data",
     ("create", "../x", "1G"): "'../x' cannot name a volume",
+    ("create", "x", "10"): "SIZE '10' is less than 512 bytes; write a number with a unit: 512M, 10G",
     ("create", "x", "lots"): "SIZE 'lots' is not a size; write a number with a unit: 512M, 10G",
     ("create", "x", "1G", "--format", "iso"): "unknown disk format 'iso'; choose one of raw, qcow2",
     ("resize", "data", "1M"): "what lies behind would be lost; shrink the file system in it first",
