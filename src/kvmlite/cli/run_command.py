@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvmlite.images.image import ImageConfig
     from kvmlite.machine.outcome import ExitReport
     from kvmlite.sandbox.linux_guest import LinuxGuest
-    from kvmlite.sandbox.parts import GuestPart
+    from kvmlite.sandbox.parts import GuestPart, PlacedPart
     from kvmlite.sandbox.root_disk import RootDisk
 
 EXIT_BOOT = 102
@@ -143,9 +143,10 @@ def _make_guest(values: Values, prepared: PreparedVm, root: RootDisk | None) -> 
 def _parts(values: Values, root_disk: RootDisk | None) -> tuple[GuestPart, ...]:
     """What the guest is given beside devices, in the order in which it is set up: the root before what is done in it."""
     from kvmlite.cli.network import parse_network
+    from kvmlite.sandbox.parts import in_order
 
     root: tuple[GuestPart, ...] = (root_disk,) if root_disk is not None else ()
-    mounts: tuple[GuestPart, ...] = ()
+    mounts: list[PlacedPart] = []
     if values["root"] or values["mount"]:
         from kvmlite.cli.mounts import parse_mount, parse_root
 
@@ -153,13 +154,13 @@ def _parts(values: Values, root_disk: RootDisk | None) -> tuple[GuestPart, ...]:
             if root:
                 raise ConfigError("--root means nothing with an image, which is the root", hint="drop one of them")
             root = (parse_root(values["root"]),)
-        mounts = tuple([parse_mount(text) for text in values["mount"]])
+        mounts += [parse_mount(text) for text in values["mount"]]
     if values["volume"]:
         from kvmlite.cli.volume import parse_volume
 
-        mounts = (*[parse_volume(text) for text in values["volume"]], *mounts)
+        mounts += [parse_volume(text) for text in values["volume"]]
     network = parse_network(values)
-    return (*root, *mounts, *(() if network is None else (network,)))
+    return (*root, *in_order(mounts), *(() if network is None else (network,)))
 
 
 class _Session:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
+
+from kvmlite.errors import ConfigError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Protocol
 
     from kvmlite.guest.agent import AgentClient
@@ -38,3 +42,27 @@ if TYPE_CHECKING:
             Raises:
                 GuestError: The agent could not.
             """
+
+    class PlacedPart(GuestPart, Protocol):
+        """One that is mounted somewhere in the guest."""
+
+        @property
+        def target(self) -> str:
+            """Where: an absolute path."""
+
+
+def in_order(parts: Iterable[PlacedPart]) -> tuple[PlacedPart, ...]:
+    """Return mounts in the order that hides none of them: a directory comes before what is mounted below it.
+
+    Raises:
+        ConfigError: Two are to be at the same place, or one at the root.
+    """
+    by_place: dict[str, PlacedPart] = {}
+    for part in parts:
+        place = posixpath.normpath("/" + part.target.lstrip("/"))
+        if place == "/":
+            raise ConfigError("nothing can be mounted at / of a running guest", hint="--root boots into a directory")
+        if place in by_place:
+            raise ConfigError(f"two mounts at {place}: one would hide the other", hint="give each a place of its own")
+        by_place[place] = part
+    return tuple(by_place[place] for place in sorted(by_place, key=lambda place: place.count("/")))

@@ -7,6 +7,7 @@ import time
 from kvmlite.errors import BootError, ConfigError
 from kvmlite.machine.outcome import Exited, TimedOut
 from kvmlite.sandbox.linux_guest import GuestConfig, GuestEndedEarly, LinuxGuest
+from kvmlite.sandbox.parts import in_order
 from kvmlite.sandbox.result import Result
 from kvmlite.sandbox.root_disk import OWN_KERNEL, open_root
 from kvmlite.sandbox.volume_mount import open_volume
@@ -128,7 +129,7 @@ def run(
         append=tuple(append),
         devices=tuple(disks),
         features=("blk",) if disks else (),
-        parts=(*parts, *disks_of_store, *mounts, *_network_parts(network, publish, allow)),
+        parts=(*parts, *in_order((*disks_of_store, *mounts)), *_network_parts(network, publish, allow)),
     )
     name = command if isinstance(command, str) else " ".join(argv)
     with LinuxGuest(config) as guest:
