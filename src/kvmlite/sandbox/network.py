@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 
-from kvmlite.devices.net import Net
+from kvmlite.devices.net import Net, parse_mac
 from kvmlite.devices.net.link import LinkBackend
 from kvmlite.errors import ConfigError, UnsupportedError
 from kvmlite.guest.agent import GuestError
-from kvmlite.guest.network import NetworkSettings, Route, parse_mac
+from kvmlite.guest.network import NetworkSettings, Route
 from kvmlite.host.network.link import GuestAddresses
 
 TYPE_CHECKING = False
@@ -126,9 +126,9 @@ def _make_link(
     kind: str, values: dict[str, str], mac: bytes, publish: Sequence[str], allow: Sequence[str] | None
 ) -> Link:
     from kvmlite.host.network.egress import parse_allow, resolve
-    from kvmlite.host.network.publish import parse_publish
+    from kvmlite.host.network.publish import parse_publishes
 
-    publishes = tuple(parse_publish(text) for text in publish)
+    publishes = parse_publishes(publish)
     if publishes and kind not in ("user", "nat"):
         raise ConfigError(
             f"--publish does not go with --net {kind}: the guest has an address of its own there",

@@ -65,6 +65,7 @@ def test_each_mode_is_a_link(mode: str, options: dict, expected: object) -> None
      "user,address=10.0.0.1/24", "nat,vlan=3", "nat,dhcp=1", "nat,range", "nat,range=10.0.0.0/31", "nat,range=x",
      "bridge=br0,vlan=0", "bridge=br0,vlan=4095", "bridge=br0,vlan=x", "tap=t,vlan=1", "tap=t,address=10.0.0.1",
      "tap=t,address=10.0.0.300/24", "tap=t,gateway=10.0.0.1", "tap=t,address=10.0.0.1/24,dns=x", "user,mac=x",
+     "user,mac=01:00:5e:00:00:01", "nat,mac=ff:ff:ff:ff:ff:ff", "user,mac=00:00:00:00:00:00",
      "nat,queues=9", "nat,queues=0", "user,"],
 )  # fmt: skip
 def test_what_is_no_network_is_refused(mode: str) -> None:

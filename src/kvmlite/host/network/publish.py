@@ -8,6 +8,10 @@ import socket
 from kvmlite.errors import ConfigError, HostError
 from kvmlite.records import dataclass
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 PUBLISH_HINT = "write [HOSTADDR:]HOSTPORT:GUESTPORT[/udp]: 8080:80, 0.0.0.0:2222:22, 5353:53/udp"
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
@@ -63,6 +67,27 @@ def parse_publish(text: str) -> Publish:
     return Publish(
         host_port=int(host), guest_port=int(guest), host_address=host_address, protocol=protocol or "tcp"
     )  # fmt: skip
+
+
+def parse_publishes(texts: Iterable[str]) -> tuple[Publish, ...]:
+    """Read each ``--publish`` of a guest.
+
+    Raises:
+        ConfigError: One is not of its form, or two want the same port of the host.
+    """
+    found: list[Publish] = []
+    for text in texts:
+        publish = parse_publish(text)
+        for other in found:
+            is_same = (other.host_port, other.protocol) == (publish.host_port, publish.protocol)
+            is_met = other.host_address == publish.host_address or other.is_everywhere() or publish.is_everywhere()
+            if is_same and is_met:
+                raise ConfigError(
+                    f"--publish {text!r}: port {publish.host_port} of the host leads to port {other.guest_port} already",
+                    hint="choose another port of the host",
+                )
+        found.append(publish)
+    return tuple(found)
 
 
 def reserve(publishes: tuple[Publish, ...]) -> list[socket.socket]:

@@ -9,7 +9,7 @@ import pytest
 
 from kvmlite.errors import ConfigError, HostError
 from kvmlite.host.network.address import choose_subnet, nameservers, parse_range, routed_networks, system_nameservers
-from kvmlite.host.network.publish import Publish, parse_publish
+from kvmlite.host.network.publish import Publish, parse_publish, parse_publishes
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
@@ -66,3 +66,11 @@ def test_publish_reads(text: str, expected: Publish) -> None:
 def test_publish_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="--publish"):
         parse_publish(text)
+
+
+def test_a_port_of_the_host_leads_to_one_of_the_guest() -> None:
+    different = ["8080:80", "8080:80/udp", "8081:80", "127.0.0.2:8080:81"]
+    assert parse_publishes(different) == tuple(map(parse_publish, different))
+    for again in ("8080:81", "0.0.0.0:8080:81"):
+        with pytest.raises(ConfigError, match="port 8080 of the host leads to port 80 already"):
+            parse_publishes(["8080:80", again])
