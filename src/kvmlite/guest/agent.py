@@ -192,7 +192,15 @@ class AgentClient:
         self._order("adding entropy", lambda number: protocol.encode_entropy(number, seed), timeout_s)
 
     def mount(
-        self, source: str, target: str, kind: str, data: str = "", flags: int = 0, timeout_s: float = 30.0
+        self,
+        source: str,
+        target: str,
+        kind: str,
+        data: str = "",
+        flags: int = 0,
+        *,
+        name: str = "",
+        timeout_s: float = 30.0,
     ) -> None:
         """Mount a file system in the guest; makes the directory ``target``.
 
@@ -200,13 +208,14 @@ class AgentClient:
             source: A device; or ``serial:NAME`` for the virtio disk with this serial, ``mmio:ADDRESS`` (hexadecimal) for the one
                 that has its registers there; ``:2`` behind it for its partition 2.
             flags: Those of mount(2).
+            name: What an error calls the source.
 
         Raises:
             GuestError: The guest's kernel refused; ENODEV also if there is no such disk.
         """
         fields = [os.fsencode(text) for text in (source, target, kind, data)]
         self._order(
-            f"mounting {kind} {source} at {target}",
+            f"mounting {name or kind + ' ' + source} at {target}",
             lambda number: protocol.encode_mount(number, fields, flags),
             timeout_s,
         )

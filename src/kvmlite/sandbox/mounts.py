@@ -22,15 +22,15 @@ _SCRATCH = "/run/kvmlite"  # in the guest: below it is what overlays are made of
 _OF_THE_GUEST = ("dev", "proc", "run", "sys")  # a guest has its own
 
 
-def _mount_overlay(agent: AgentClient, tag: str, target: str) -> None:
+def _mount_overlay(agent: AgentClient, tag: str, target: str, source: str) -> None:
     """Mount a shared directory at ``target``, with a file system in the guest's memory above it for what is written."""
     place = f"{_SCRATCH}/{tag}"
-    agent.mount(tag, f"{place}/lower", "virtiofs", flags=_MS_RDONLY)
+    agent.mount(tag, f"{place}/lower", "virtiofs", flags=_MS_RDONLY, name=source)
     agent.mount("kvmlite", f"{place}/upper", "tmpfs", "mode=0755")
     for name in ("upper", "work"):
         agent.make_directory(f"{place}/upper/{name}")
     layers = f"lowerdir={place}/lower,upperdir={place}/upper/upper,workdir={place}/upper/work"
-    agent.mount("kvmlite", target, "overlay", layers)
+    agent.mount("kvmlite", target, "overlay", layers, name=source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +95,12 @@ class Mount:
 
     def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Mount it in the guest."""
+        source = os.fspath(self.source)
         if self.mode == "overlay":
-            _mount_overlay(agent, self.tag, self.target)
+            _mount_overlay(agent, self.tag, self.target, source)
         else:
             flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if self.mode == "ro" else 0)
-            agent.mount(self.tag, self.target, "virtiofs", flags=flags)
+            agent.mount(self.tag, self.target, "virtiofs", flags=flags, name=source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,6 @@ class HostRoot:
     def set_up(self, agent: AgentClient, windows: Sequence[int]) -> None:
         """Put an overlay above it and make that the root."""
         root = f"{_SCRATCH}/root"
-        _mount_overlay(agent, self.tag, root)
+        _mount_overlay(agent, self.tag, root, os.fspath(self.path))
         agent.change_root(root)
         agent.mount("tmpfs", "/run", "tmpfs", "mode=0755", _MS_NOSUID | _MS_NODEV)

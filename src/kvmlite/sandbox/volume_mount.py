@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 from kvmlite.devices.blk import Disk
 from kvmlite.errors import ConfigError
+from kvmlite.guest.agent import GuestError
 from kvmlite.records import dataclass
 
 TYPE_CHECKING = False
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["VolumeMount", "open_volume"]
 
 _MS_RDONLY = 1
+_NO_FILE_SYSTEM = "no ext4 file system"
+_FILE_SYSTEM_HINT = "kvmlite volume create --fs ext4 makes one with it; or give it to the guest as a --disk"
 _EXT_MAGIC = (1024 + 0x38, b"\x53\xef")
 
 
@@ -69,7 +74,13 @@ class VolumeMount:
             GuestError: The guest's kernel cannot mount it.
         """
         flags, data = (_MS_RDONLY, "noload") if self.read_only else (0, "")
-        agent.mount(f"mmio:{windows[0]:x}", self.target, "ext4", data, flags=flags)
+        source, name = f"mmio:{windows[0]:x}", f"volume {self.name}"
+        try:
+            agent.mount(source, self.target, "ext4", data, flags=flags, name=name)
+        except GuestError as error:
+            if error.errno == errno.EINVAL:
+                error.hint = f"there is {_NO_FILE_SYSTEM} in it; {_FILE_SYSTEM_HINT}"
+            raise
 
 
 def open_volume(name: str, target: str, *, read_only: bool = False) -> VolumeMount:
@@ -92,7 +103,4 @@ def _check_file_system(volume: Volume) -> None:
     with open(volume.path, "rb") as file:
         file.seek(offset)
         if file.read(len(magic)) != magic:
-            raise ConfigError(
-                f"volume {volume.name} has no ext4 file system",
-                hint="kvmlite volume create --fs ext4 makes one with it; or give it to the guest as a --disk",
-            )
+            raise ConfigError(f"volume {volume.name} has {_NO_FILE_SYSTEM}", hint=_FILE_SYSTEM_HINT)

@@ -23,7 +23,7 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def mount(self, source: str, target: str, kind: str, data: str = "", flags: int = 0) -> None:
+    def mount(self, source: str, target: str, kind: str, data: str = "", flags: int = 0, *, name: str = "") -> None:
         self.lines.append(f"mount {source} {target} {kind} {data} {flags}")
 
     def change_root(self, directory: str) -> None:

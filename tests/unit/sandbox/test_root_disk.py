@@ -21,7 +21,7 @@ class PlayedAgent:
         self.errors = list(errors)
         self.calls: list[tuple[Any, ...]] = []
 
-    def mount(self, source: str, target: str, kind: str, data: str = "", flags: int = 0) -> None:
+    def mount(self, source: str, target: str, kind: str, data: str = "", flags: int = 0, *, name: str = "") -> None:
         self.calls.append((source, target, kind, data, flags))
         if self.errors:
             raise GuestError(f"mounting {source}", self.errors.pop(0))
