@@ -71,7 +71,10 @@ def make_ext4(tree: str, target: str, *, size: int | None, wrap: tuple[str, ...]
     if size is None:
         size = (least + _SPARE + (1 << 20) - 1) >> 20 << 20
     if size < least:
-        raise ConfigError(f"the files take {least >> 20} MiB, more than the {size >> 20} MiB of --size")
+        raise ConfigError(
+            f"the files take {least >> 20} MiB, more than the {size >> 20} MiB of --size",
+            hint=f"give more, with a unit: --size {-(-(least * 2) >> 20)}M",
+        )
     inodes = count + count // 16 + (size - least) // _SPARE_PER_INODE + 16
     command = [
         *wrap, "mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-N", str(inodes), "-m", "0",

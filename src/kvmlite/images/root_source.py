@@ -44,6 +44,7 @@ _APT_SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources
 _DEBIAN_SPACE = 600 << 20
 _SUITE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
 _PACKAGE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+-.:")
+_NO_IMPORT = "a disk image needs no import: kvmlite run ./FILE"
 _KINDS = "a directory, a tar, oci:DIR[:TAG], docker-archive:FILE or debian:SUITE"
 
 
@@ -126,7 +127,9 @@ class _Work:
         if done.returncode != 0:
             if is_full(done):
                 raise tool_failure(f"cannot unpack {what}", done)
-            raise ImageError(f"tar refuses {what}: {_first_complaint(done.stderr)}")
+            complaint = _first_complaint(done.stderr)
+            hint = _NO_IMPORT if "not look like a tar" in complaint else ""
+            raise ImageError(f"tar refuses {what}: {complaint}", hint=hint)
         if self.wrap:
             _make_readable(self.tree)
 
@@ -159,7 +162,17 @@ def _importer(source: str) -> Callable[[_Work, str], ImageConfig]:
         return _from_tar
     if os.path.exists(source):
         raise ConfigError(f"{source} is neither a directory nor a file", hint=f"give {_KINDS}")
-    raise ConfigError(f"{source}: no such file or directory", hint=f"give {_KINDS}")
+    raise ConfigError(f"{source}: no such file or directory", hint=_hint_for(source))
+
+
+def _hint_for(source: str) -> str:
+    """What may be meant by a source that is none: a registry's image, or a Debian suite."""
+    transport, is_remote, reference = source.partition("://")
+    if is_remote:
+        return f"nothing is fetched from registries; skopeo copy {transport}://{reference} oci:DIR:latest, then give oci:DIR"
+    if source == "debian":
+        return "write debian:bookworm, debian:trixie ..."
+    return f"give {_KINDS}"
 
 
 def _describe(source: str) -> str:
@@ -187,6 +200,8 @@ def _from_directory(work: _Work, source: str) -> ImageConfig:
 def _from_tar(work: _Work, source: str) -> ImageConfig:
     work.report(f"unpacking {source}")
     work.unpack(os.path.abspath(source), source)
+    if not os.listdir(work.tree):  # tar takes zeros for the end of an archive, and an empty disk image is all zeros
+        raise ImageError(f"{source} has no files in it", hint=_NO_IMPORT)
     return ImageConfig()
 
 
@@ -206,7 +221,8 @@ def _decompressor(tar: str) -> str:
 
 def _first_complaint(stderr: str) -> str:
     """Return the first line in which tar says what it did not do, without its own name."""
-    lines = [line.strip().removeprefix("tar: ") for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.removeprefix(find_tool("tar") or "tar").removeprefix("tar").removeprefix(": ") for line in lines]
     serious = [line for line in lines if not line.startswith("Removing leading")]
     return (serious or lines or ["no reason given"])[0]
 
@@ -299,7 +315,7 @@ def _from_debian(work: _Work, source: str) -> ImageConfig:
     target = work.tree if is_root else work.path("root.tar")
     work.report(f"installing Debian {suite} (mmdebstrap)")
     command = [
-        "mmdebstrap", "--quiet", f"--variant={work.variant}", f"--format={'directory' if is_root else 'tar'}",
+        "mmdebstrap", f"--variant={work.variant}", f"--format={'directory' if is_root else 'tar'}",
         f"--include={','.join((*_PACKAGES, *work.packages))}",
         f"""--customize-hook=printf %s '{_HOSTS}' > "$1/etc/hosts" """,
         """--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"; : > "$1/etc/resolv.conf" """,

@@ -24,7 +24,7 @@ PREFIX = ".staging-"
 _HINTS = {
     errno.ENOSPC: "free some space there, or set KVMLITE_HOME to a directory on another file system",
     errno.EDQUOT: "the disk quota is used up; set KVMLITE_HOME to a directory elsewhere",
-    errno.EFBIG: "the file size limit of this process is too small (ulimit -f)",
+    errno.EFBIG: "no file there can be so large, or the limit of this process is too small (ulimit -f)",
     errno.EROFS: "set KVMLITE_HOME to a directory that can be written",
     errno.EACCES: "set KVMLITE_HOME to a directory that you may write to",
     errno.EPERM: "set KVMLITE_HOME to a directory that you may write to",

@@ -180,6 +180,7 @@ def test_files_that_do_not_fit_are_refused(store: ImageStore, tmp_path: Path) ->
     ("source", "message"),
     [
         ("/no/such/place", "no such file or directory"),
+        ("docker://alpine", "no such file or directory"),
         ("/dev/null", "neither a directory nor a file"),
         ("debian:", "no Debian suite"),
         ("debian:--help", "no Debian suite"),
@@ -189,6 +190,49 @@ def test_files_that_do_not_fit_are_refused(store: ImageStore, tmp_path: Path) ->
 def test_what_is_no_source_is_refused(store: ImageStore, source: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         import_image(store, "x", source)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("docker://alpine", "skopeo copy docker://alpine oci:DIR:latest, then give oci:DIR"),
+        ("debian", "write debian:bookworm, debian:trixie"),
+    ],
+)
+def test_what_was_most_likely_meant_is_said(store: ImageStore, source: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        import_image(store, "x", source)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"not a tar" * 1000, r"tar refuses .*/disk.img: This does not look like a tar archive$"),
+        (bytes(1 << 20), r"disk.img has no files in it$"),
+    ],
+)
+def test_a_disk_image_is_no_tar(store: ImageStore, tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "disk.img").write_bytes(data)
+    with pytest.raises(ImageError, match=message) as caught:
+        import_image(store, "x", str(tmp_path / "disk.img"))
+    assert caught.value.hint == "a disk image needs no import: kvmlite run ./FILE"
+    assert store.images() == ()
+
+
+def test_apts_own_complaint_is_told(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdebstrap says what apt said before it says that apt failed, unless it is told to be quiet."""
+    program = tmp_path / "bin/mmdebstrap"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\necho 'I: running apt-get update...' >&2\n"
+        "case \"$*\" in *quiet*) ;; *) echo 'E: The repository has no Release file.' >&2 ;; esac\n"
+        "echo 'E: apt-get update failed' >&2\nexit 25\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with pytest.raises(HostError, match=r"^mmdebstrap bookworm failed: The repository has no Release file\.$"):
+        import_image(store, "x", "debian:bookworm")
 
 
 def test_debian_packages_are_names_and_for_debian_only(store: ImageStore, tmp_path: Path) -> None:
