@@ -74,6 +74,8 @@ class SharedDirectory:
         from kvmlite.devices.vhost_user import VhostUserDevice
 
         path = os.path.realpath(self.path)
+        if not os.path.exists(path):
+            raise ConfigError(f"{os.fspath(self.path)}: no such directory", hint="make it, or check its name")
         if not os.path.isdir(path):
             raise ConfigError(f"{os.fspath(self.path)} is not a directory", hint="a file is shared with its directory")
         return VhostUserDevice(

@@ -52,7 +52,7 @@ class DiskFile:
         try:
             self.fd = os.open(path, flags)
         except OSError as error:
-            raise _open_error(path, error, direct) from error
+            raise _open_error(path, error, flags) from error
         try:
             lock_image(self.fd, path, writer=not read_only)
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
@@ -66,7 +66,7 @@ class DiskFile:
         try:
             mode = os.stat(self.path).st_mode
         except OSError as error:
-            raise _open_error(self.path, error, False) from error
+            raise _open_error(self.path, error, os.O_RDONLY) from error
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise ImageError(f"disk {self.path} is neither a file nor a block device")
         return stat.S_ISBLK(mode)
@@ -137,7 +137,7 @@ def _lock(fd: int, path: str, kind: int, start: int, size: int) -> None:
 
 def _in_use(path: str, how: str, error: int) -> HostError:
     return HostError(
-        f"disk {path} is in use: another virtual machine {how}",
+        f"disk {path} is in use: another virtual machine, or another disk of this one, {how}",
         error,
         hint="end that machine, or give this one a private overlay of an image that nobody writes to",
     )
@@ -158,12 +158,15 @@ def _is_held(fd: int, start: int, size: int) -> bool:
     return kind != fcntl.F_UNLCK
 
 
-def _open_error(path: str, error: OSError, direct: bool) -> HostError:
+def _open_error(path: str, error: OSError, flags: int) -> HostError:
     hint = ""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "open it read-only, or get the right to write to it"
+    if error.errno == errno.ENOENT:
+        hint = f"check its name; truncate -s 1G {path} makes an empty one"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        is_written = bool(flags & os.O_RDWR)
+        hint = "open it read-only, or get the right to write to it" if is_written else "get the right to read it"
     elif error.errno == errno.EBUSY:
         hint = "the host has it mounted or in use: unmount it first"
-    elif error.errno == errno.EINVAL and direct:
+    elif error.errno == errno.EINVAL and flags & os.O_DIRECT:
         hint = "its file system has no direct I/O: leave that off"
     return HostError(f"cannot open disk {path}: {error.strerror}", error.errno or 0, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -27,6 +28,7 @@ from kvmlite._native import ffi, lib
 from kvmlite.abi import virtio_blk as abi
 from kvmlite.abi.virtio import VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY, DeviceStatus
 from kvmlite.errors import ConfigError, HostError, ImageError
+from kvmlite.host.disk import DiskFile
 from kvmlite.testing import Used, VirtioRig, check_virtio_device
 from kvmlite.testing.conformance import ATTACKS
 
@@ -638,7 +640,7 @@ def test_an_overlay_behaves_like_a_file(attach: Rigger, image: Path) -> None:
 
 def test_an_overlay_needs_an_image_that_nobody_writes_to(attach: Rigger, image: Path) -> None:
     attach()
-    with pytest.raises(HostError, match="another virtual machine writes to it"):
+    with pytest.raises(HostError, match="another disk of this one, writes to it"):
         attach(overlay="discard")
 
 
@@ -731,8 +733,22 @@ def test_an_image_of_an_odd_size_is_refused_with_advice(image: Path) -> None:
 def test_what_is_no_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="neither a file nor a block device"):
         VirtioRig(Disk(path=str(tmp_path)).attach)
-    with pytest.raises(HostError, match=r"cannot open disk .*/missing: No such file or directory"):
+    with pytest.raises(HostError, match=r"cannot open disk .*/missing: No such file or directory") as caught:
         VirtioRig(Disk(path=str(tmp_path / "missing")).attach)
+    assert "truncate -s 1G" in caught.value.hint
+
+
+@pytest.mark.parametrize(("read_only", "hint"), [(False, "open it read-only"), (True, "get the right to read it")])
+def test_who_may_not_open_a_disk_is_told_what_is_missing(
+    image: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool, hint: str
+) -> None:
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("kvmlite.host.disk.os.open", refuse)
+    with pytest.raises(HostError, match="Permission denied") as caught:
+        DiskFile(str(image), read_only=read_only)
+    assert caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize(

@@ -168,10 +168,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_shared_file_belongs_to_one_machine(image: Path) -> None:
     with VirtioRig(Pmem(path=image).attach), VirtioRig(Pmem(path=image, mode="private").attach):
-        with pytest.raises(HostError, match="is in use: another virtual machine uses it"):
+        with pytest.raises(HostError, match="is in use: another virtual machine, or another disk of this one, uses it"):
             VirtioRig(Pmem(path=image, mode="shared").attach)
     with VirtioRig(Pmem(path=image, mode="shared").attach):
-        with pytest.raises(HostError, match="is in use: another virtual machine writes to it"):
+        with pytest.raises(
+            HostError, match="is in use: another virtual machine, or another disk of this one, writes to it"
+        ):
             VirtioRig(Pmem(path=image).attach)
 
 
