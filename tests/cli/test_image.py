@@ -57,6 +57,8 @@ MISTAKES = {
     ("run", "--keep", "a", "--", "ls"): "--keep is for an image, and none was named",
     ("run", "--entrypoint", "a", "--", "ls"): "--entrypoint is for an image, and none was named",
     ("run", "./nowhere.img", "--", "ls"): "./nowhere.img: no such disk image",
+    ("run", "/etc", "--", "ls"): "/etc is a directory, not a disk image; --root boots into a directory",
+    ("image", "import", "a", "/etc", "--size", "4"): "--size '4' is less than 512 bytes; write a number with a unit",
     ("run", "--bare", "--kernel", "/x", "-v", "a:/b"): "--volume means nothing with --bare",
     ("run", "--bare", "--kernel", "/x", "debian"): "--bare boots the guest as it is and takes no image",
 }

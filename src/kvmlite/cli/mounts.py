@@ -25,6 +25,8 @@ def parse_mount(text: str) -> Mount:
         rest, colon, last = rest.rpartition(":")
     if not colon or not rest or not last.startswith("/"):
         raise ConfigError(f"--mount {text!r} is not of the form SRC:DST[:ro|rw|overlay]", hint=_HINT)
+    if last.partition(",")[2].split(",")[0] in MODES:
+        raise ConfigError(f"--mount {text!r}: the mode comes behind a colon, not a comma", hint=_HINT)
     return Mount(source=rest, target=last, **values)
 
 
@@ -46,10 +48,10 @@ def parse_root(text: str) -> HostRoot:
     """Read ``--root``.
 
     Raises:
-        ConfigError: It is neither ``host`` nor an absolute path.
+        ConfigError: It is neither ``host`` nor a path with a slash in it.
     """
     if text == "host":
         return HostRoot()
-    if text.startswith("/"):
+    if "/" in text:
         return HostRoot(path=text)
-    raise ConfigError(f"--root {text!r} is unknown", hint="write --root host, or the absolute path of a directory")
+    raise ConfigError(f"--root {text!r} is unknown", hint=f"write --root host, or for a directory --root ./{text}")

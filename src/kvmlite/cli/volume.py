@@ -26,6 +26,8 @@ def parse_volume(text: str) -> VolumeMount:
     name, *rest = text.split(":")
     if not name or not 1 <= len(rest) <= 2 or not rest[0].startswith("/") or rest[1:] not in ([], ["ro"], ["rw"]):
         raise ConfigError(f"--volume {text!r} is not of the form NAME:DST[:ro|rw]", hint="DST is a path in the guest")
+    if "/" in name:
+        raise ConfigError(f"--volume {text!r}: {name!r} cannot name a volume", hint="--mount shares a directory")
     return open_volume(name, rest[0], read_only=rest[1:] == ["ro"])
 
 

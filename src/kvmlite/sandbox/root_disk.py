@@ -133,6 +133,11 @@ def _root_of_file(path: str, keep: str, dax: bool) -> tuple[RootDisk, ImageConfi
     from kvmlite.images.disk_kernel import find_root_partition
     from kvmlite.images.image import ImageConfig
 
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"{path} is a directory, not a disk image",
+            hint="--root boots into a directory; kvmlite image import makes an image of it",
+        )
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such disk image")
     if keep:

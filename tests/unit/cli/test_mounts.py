@@ -12,6 +12,7 @@ from kvmlite.cli.mounts import parse_mount, parse_root
         (".:/mnt", Mount(source=".", target="/mnt")),
         ("/a b:/mnt/a b:ro", Mount(source="/a b", target="/mnt/a b")),
         ("a:b:/mnt:rw", Mount(source="a:b", target="/mnt", mode="rw")),
+        ("a:/mnt,a", Mount(source="a", target="/mnt,a")),
         ("a,b:/mnt:overlay,xattr,cache=always", Mount(source="a,b", target="/mnt", mode="overlay", xattr=True, cache="always")),
     ],
 )  # fmt: skip
@@ -29,6 +30,8 @@ def test_a_mount_is_read(text: str, mount: Mount) -> None:
         ("/src:ro", "is not of the form SRC:DST"),
         ("/src:/mnt:rx", "is not of the form SRC:DST"),
         ("/src:/mnt:ro,fast", "'fast' means nothing"),
+        ("/src:/mnt,rw", "the mode comes behind a colon, not a comma"),
+        ("/src:/mnt,overlay,xattr", "the mode comes behind a colon, not a comma"),
         ("/src:/mnt:ro,cache=never", "unknown cache mode 'never'"),
     ],
 )
@@ -61,5 +64,7 @@ def test_the_root_is_the_hosts_or_a_directory() -> None:
     assert parse_root("host") == HostRoot()
     assert parse_root("/srv/debian") == HostRoot(path="/srv/debian")
     assert HostRoot().devices == (SharedDirectory(path="/", tag="kvmlite-root", hidden=("dev", "proc", "run", "sys")),)
-    with pytest.raises(ConfigError, match="--root 'debian' is unknown"):
+    assert parse_root("./debian") == HostRoot(path="./debian")
+    with pytest.raises(ConfigError, match="--root 'debian' is unknown") as caught:
         parse_root("debian")
+    assert caught.value.hint == "write --root host, or for a directory --root ./debian"
