@@ -57,7 +57,7 @@ class GuestConfig:
         features: What else the guest's kernel shall be able to do: names of ``images.modules.FEATURES``.
         devices: Devices beside the one the agent speaks through.
         parts: Root disk, shared directories, networks: given to the guest in this order.
-        channel: ``auto``, ``vsock``, ``console`` or ``serial``.
+        channel: ``auto``, ``vsock``, ``console``, ``serial`` or ``vhost-vsock``.
         unpack: As in ``Kernel``.
         console_fd: Where the guest's console goes; -1 to keep only its end.
         boot_timeout_s: Until the agent answers.
