@@ -136,6 +136,7 @@ USAGE = {
     ("run", "--bare", "--kernel", "x", "--user", "me"): "--user means nothing with --bare",
     ("run", "--force", "--env", "=1", "--", "true"): "--env '=1' names no variable; write --env NAME=VALUE",
     ("run", "--force", "--channel", "tin-can", "--", "true"): "unknown channel 'tin-can'; choose auto, vsock, console",
+    ("run", "--bare", "--kernel", "x", "--disk", "x,bandwidth=9"): "--disk bandwidth '9' is less than 512 bytes",
     ("kernel", "show", "6.1-clod"): "the store is empty: kvmlite kernel add",
     ("run", "--force", "--kernel", "nosuch", "--", "true"): "no kernel 'nosuch' in the store",
 }
@@ -198,6 +199,26 @@ def test_a_damaged_module_is_named(kvmlite: Command, kernel_package: Path) -> No
     ended = kvmlite("run", "--force", "--kernel", kernel_package, "--", "true")
     assert ended.code == 125
     assert f"{kernel_package}/lib/modules/{RELEASE}/kernel/virtio_mmio.ko" in ended.complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--mount", "a:/x", "--mount", "b:/x/"), "two mounts at /x: one would hide the other; give each a place"),
+        (("--mount", "a:/"), "nothing can be mounted at / of a running guest; --root boots into a directory"),
+        (("--mount", "a:/x,rw"), "the mode comes behind a colon, not a comma; write SRC:DST, then one of :ro"),
+        (("--volume", "./a:/x"), "'./a' cannot name a volume; --mount shares a directory"),
+        (("--root", "a"), "--root 'a' is unknown; write --root host, or for a directory --root ./a"),
+        (("--net", "user", "--publish", "80:1", "--publish", "80:2"), "port 80 of the host leads to port 1 already"),
+    ],
+    ids=str,
+)
+def test_parts_of_a_guest_that_do_not_go_together_are_named(
+    kvmlite: Command, kernel_package: Path, options: tuple[str, ...], complaint: str
+) -> None:
+    ended = kvmlite("run", "--force", "--kernel", kernel_package, *options, "--", "true")
+    assert (ended.code, ended.stdout) == (125, b"")
+    assert complaint in ended.complaint
 
 
 def test_a_damaged_modules_dep_is_named(kvmlite: Command, kernel_package: Path) -> None:

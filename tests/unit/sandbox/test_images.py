@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from kvmlite import ConfigError, Disk, FormattedDisk
 from kvmlite.cli.volume import parse_volume
+from kvmlite.guest.agent import GuestError
 from kvmlite.images.image_store import ImageStore
 from kvmlite.images.root_source import import_image
 from kvmlite.images.volumes import VolumeStore
@@ -104,6 +106,18 @@ def test_a_volume_is_mounted_where_it_is_asked_for() -> None:
 
 
 @pytest.mark.qemu_img
+class Refuses(Told):
+    def mount(self, source: str, target: str, kind: str, data: str = "", flags: int = 0, *, name: str = "") -> None:
+        raise GuestError(f"mounting {name}", errno.EINVAL)
+
+
+def test_a_guest_that_cannot_mount_a_volume_says_which_and_what_to_do() -> None:
+    part = VolumeMount(name="data", path="data.qcow2", format="qcow2", target="/srv")
+    with pytest.raises(GuestError, match="mounting volume data: Invalid argument") as caught:
+        part.set_up(Refuses(), [0xD0003000])  # type: ignore[arg-type]
+    assert caught.value.hint.startswith("there is no ext4 file system in it; kvmlite volume create --fs ext4")
+
+
 def test_a_volume_of_another_format_is_served_by_another_process() -> None:
     volume = VolumeStore().create("data", 8 << 20, format="qcow2", filesystem="ext4")
     part = parse_volume("data:/srv:ro")
