@@ -44,6 +44,7 @@ _APT_SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources
 _DEBIAN_SPACE = 600 << 20
 _SUITE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
 _PACKAGE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+-.:")
+_USERS_HINT = "apt-get install uidmap, and see to it that /etc/subuid and /etc/subgid name this user; or be root"
 _NO_IMPORT = "a disk image needs no import: kvmlite run ./FILE"
 _KINDS = "a directory, a tar, oci:DIR[:TAG], docker-archive:FILE or debian:SUITE"
 
@@ -191,8 +192,7 @@ def _from_directory(work: _Work, source: str) -> ImageConfig:
     """As root, with its owners; as an ordinary user, as if all of it were root's."""
     work.tree = os.path.abspath(source)
     if os.geteuid() != 0:
-        if find_tool("fakeroot") is None:
-            raise UnsupportedError("no fakeroot on this host", hint="apt-get install fakeroot, or be root")
+        _check_fakeroot()
         work.wrap = ("fakeroot", "--")
     return ImageConfig()
 
@@ -290,16 +290,24 @@ def _skopeo_failure(source: str, done: Ended) -> Exception:
     return ImageError(f"cannot read {source}: {message.strip().rstrip(chr(34))}".replace('\\"', '"'))
 
 
+def _check_user_namespace() -> None:
+    if find_tool("newuidmap") is None:
+        raise UnsupportedError("no newuidmap on this host: files of other users cannot be unpacked", hint=_USERS_HINT)
+
+
+def _check_fakeroot() -> None:
+    if find_tool("fakeroot") is None:
+        raise UnsupportedError("no fakeroot on this host", hint="apt-get install fakeroot, or be root")
+
+
 def _in_user_namespace(script: str, directory: str) -> Ended:
     """Run a shell script as root of a user namespace with all the ids that /etc/subuid gives this user."""
-    hint = "apt-get install uidmap, and see to it that /etc/subuid and /etc/subgid name this user; or be root"
-    if find_tool("newuidmap") is None:
-        raise UnsupportedError("no newuidmap on this host: files of other users cannot be unpacked", hint=hint)
+    _check_user_namespace()
     enter = ["unshare", "--user", "--map-root-user", "--map-auto", "--"]
     try:
-        return run_tool([*enter, "sh", "-c", script], hint=hint, cwd=directory)
+        return run_tool([*enter, "sh", "-c", script], hint=_USERS_HINT, cwd=directory)
     except BaseException:  # some of the files are not this user's to remove
-        run_tool([*enter, "rm", "-rf", "root"], hint=hint, cwd=directory)
+        run_tool([*enter, "rm", "-rf", "root"], hint=_USERS_HINT, cwd=directory)
         raise
 
 
@@ -312,6 +320,9 @@ def _from_debian(work: _Work, source: str) -> ImageConfig:
             raise ConfigError(f"{package!r} is no name of a Debian package")
     _check_space(work.draft.scratch)
     is_root = os.geteuid() == 0
+    if not is_root:  # before the minutes that mmdebstrap takes
+        _check_fakeroot()
+        _check_user_namespace()
     target = work.tree if is_root else work.path("root.tar")
     work.report(f"installing Debian {suite} (mmdebstrap)")
     command = [

@@ -220,6 +220,17 @@ def test_a_disk_image_is_no_tar(store: ImageStore, tmp_path: Path, data: bytes, 
     assert store.images() == ()
 
 
+@pytest.mark.parametrize(("program", "package"), [("newuidmap", "uidmap"), ("fakeroot", "fakeroot")])
+def test_what_an_ordinary_user_lacks_for_debian_is_named_before_anything_is_fetched(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, program: str, package: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("kvmlite.images.root_source.find_tool", lambda name: None if name == program else "/bin/true")
+    with pytest.raises(UnsupportedError, match=f"no {program} on this host") as caught:
+        import_image(store, "x", "debian:bookworm")
+    assert f"apt-get install {package}" in caught.value.hint
+
+
 def test_apts_own_complaint_is_told(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mmdebstrap says what apt said before it says that apt failed, unless it is told to be quiet."""
     program = tmp_path / "bin/mmdebstrap"
