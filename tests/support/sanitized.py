@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.requirements import ROOT
@@ -22,12 +24,28 @@ def compile_sanitized(
     flags: Iterable[str] = ("-fsanitize=address,undefined",),
 ) -> str:
     """Compile ``tests/native/PROGRAM.c`` with the needed sources of the data plane; returns the program's path."""
-    sources = [str(ROOT / f"tests/native/{program.name}.c"), *(str(NATIVE / f"{name}.c") for name in needed)]
+    sources = [ROOT / f"tests/native/{program.name}.c", *(NATIVE / f"{name}.c" for name in needed)]
     options = ["-g", "-O1", *flags, "-fno-sanitize-recover=all", f"-I{NATIVE}", "-pthread"]
-    command = [compiler, *STRICT, *options, *sources, "-o", str(program)]
+    return build_program(program, [compiler, *STRICT, *options], sources)
+
+
+def build_program(program: Path, command: Sequence[str], sources: Iterable[Path]) -> str:
+    """Compile the sources on all processors, and link them to a program in a folder of its own; returns its path."""
+
+    def compiled(source: Path) -> str:
+        target = f"{program}-{source.stem}.o"
+        _say_if_it_fails(*command, "-c", str(source), "-o", target)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        objects = list(executor.map(compiled, sources))
+    _say_if_it_fails(*command, *objects, "-o", str(program))
+    return str(program)
+
+
+def _say_if_it_fails(*command: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
-    return str(program)
 
 
 def run_sanitized(*command: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.sanitized import build_program
 
 from kvmlite.guest import build_agent, protocol
 from kvmlite.guest.agent import AgentClient, ExecHandle
@@ -29,8 +30,7 @@ def shipped_program() -> Path:
 def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The agent with AddressSanitizer and UndefinedBehaviorSanitizer; any finding ends it with status 99."""
     program = tmp_path_factory.mktemp("agent") / "kvmlite-agent-sanitized"
-    sources = [str(source) for source in sorted(build_agent.SOURCES.glob("*.c"))]
-    subprocess.run(["gcc", *build_agent.STRICT, "-O1", *SANITIZERS, *sources, "-o", str(program)], check=True)
+    build_program(program, ["gcc", *build_agent.STRICT, "-O1", *SANITIZERS], sorted(build_agent.SOURCES.glob("*.c")))
     return program
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvmlite.bus import Bus
+from kvmlite.devices import serial_channel
 from kvmlite.devices.serial import SerialPort
 from kvmlite.devices.serial_channel import SerialChannel
 from kvmlite.host.eventfd import EventFd
@@ -85,7 +86,8 @@ def test_a_host_that_has_gone_drops_output(rig: Rig) -> None:
     rig.channel.send(b"there")
 
 
-def test_giving_up_ends_a_wait_for_a_host_that_does_not_read(rig: Rig) -> None:
+def test_giving_up_ends_a_wait_for_a_host_that_does_not_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serial_channel, "_PATIENCE_S", 0.05)
     sender = threading.Thread(target=rig.channel.send, args=(bytes(2_000_000),))
     sender.start()
     rig.channel.give_up()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ from support.requirements import lack
 from kvmlite.errors import ConfigError, HostError, StateError
 from kvmlite.images.kernel_source import add_kernel
 from kvmlite.images.store import KernelStore
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A KVMLITE_HOME of its own for the test; in memory where that can be, for it is made and removed a hundred times."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=memory, prefix="kvmlite-test-") as folder:
+        path = Path(folder, "home")
+        monkeypatch.setenv("KVMLITE_HOME", str(path))
+        yield path
 
 
 @pytest.fixture
