@@ -129,7 +129,7 @@ USAGE = {
     ("kernel", "lst"): "No such command 'lst'. Did you mean 'ls'?; see kvmlite kernel --help",
     ("run", "--memry", "5"): "--memory",
     ("run", "--bear"): "'--bare'",
-    ("run", "--memory"): "Option '--memory' requires an argument; see kvmlite",
+    ("run", "--memory"): "Option '--memory' requires an argument; see kvmlite run --help",
     ("run", "--force"): "no command to run; put it behind --: kvmlite run -- uname -a",
     ("run", "--bare"): "--bare needs a guest to boot; name it with --kernel FILE",
     ("run", "--bare", "--kernel", "x", "--", "true"): "drop --bare or the command",

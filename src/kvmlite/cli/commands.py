@@ -88,7 +88,8 @@ def run_click(arguments: Sequence[str]) -> int:
         return 0
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        where = context.command_path if context is not None else "kvmlite"
+        asked = " ".join(("kvmlite", *(word for word in arguments[:1] if word in COMMANDS)))
+        where = context.command_path if context is not None else asked  # click's parser of options does not tell
         report_error(error.format_message().rstrip("."), f"see {where} --help")
         return EXIT_FAILED
     except click.exceptions.Abort:

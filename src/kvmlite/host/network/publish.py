@@ -52,7 +52,7 @@ def parse_publish(text: str) -> Publish:
     from ipaddress import AddressValueError, IPv4Address
 
     ports, _, protocol = text.partition("/")
-    *address, host, guest = ["", *ports.split(":")] if ports.count(":") < 2 else ports.split(":")
+    *address, host, guest = [LOOPBACK, *ports.split(":")] if ports.count(":") < 2 else ports.split(":")
     if protocol not in ("", "tcp", "udp"):
         raise ConfigError(f"--publish {text!r}: {protocol!r} is neither tcp nor udp", hint=PUBLISH_HINT)
     if len(address) != 1 or not host or not guest:
@@ -61,7 +61,7 @@ def parse_publish(text: str) -> Publish:
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ConfigError(f"--publish {text!r}: port {port!r} is not from 1 to 65535", hint=PUBLISH_HINT)
     try:
-        host_address = str(IPv4Address(address[0] or LOOPBACK))
+        host_address = str(IPv4Address(address[0]))
     except AddressValueError as error:
         raise ConfigError(f"--publish {text!r}: {address[0]!r} is no IPv4 address", hint=PUBLISH_HINT) from error
     return Publish(

@@ -60,7 +60,7 @@ def test_publish_reads(text: str, expected: Publish) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "80", ":80", "80:", "0:80", "80:65536", "a:80", "8080:80/sctp", "host:8080:80", "1.2.3:8080:80", "::1:80:80",
+    ["", "80", ":80", "80:", ":80:80", "0:80", "80:65536", "a:80", "8080:80/sctp", "host:8080:80", "1.2.3:8080:80", "::1:80:80",
      "1.2.3.4:5:6:7"],
 )  # fmt: skip
 def test_publish_refuses(text: str) -> None:
