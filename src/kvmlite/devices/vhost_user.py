@@ -135,6 +135,7 @@ class VhostUserDevice:
             self._config = session.read_config(config) if isinstance(config, int) else config
             self._adopt(session)
         except BaseException:
+            self._recovery.close()
             self._drop_session()
             session.close()
             self._back_end.end()

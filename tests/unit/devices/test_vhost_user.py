@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -305,6 +306,27 @@ def test_death_in_the_handshake_is_an_error_of_the_start(bench: Bench, request_:
     with pytest.raises(HostError, match="fake-daemon"):
         bench.rig(lambda: FakeBackEnd(misbehave=die_at(request_)))
     assert has_ended(bench.started[0])
+
+
+def test_nobody_sees_to_a_death_while_the_device_is_being_made_and_cannot_be(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_end = FakeBackEnd()
+
+    def die_and_run_out_of_descriptors() -> None:
+        ended()
+        raise OSError(errno.EMFILE, "no more of them")
+
+    def watch(loop: object, on_end: Callable[[], None]) -> None:
+        nonlocal ended
+        ended = on_end
+
+    ended: Callable[[], None] = lambda: None  # noqa: E731
+    monkeypatch.setattr(back_end, "watch", watch)
+    monkeypatch.setattr(vhost_user.select, "epoll", die_and_run_out_of_descriptors)
+    with pytest.raises(OSError, match="no more of them"):
+        bench.rig(lambda: back_end, lost_with_it="it was the only one")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("recover-")]
 
 
 @pytest.mark.parametrize("request_", START)
