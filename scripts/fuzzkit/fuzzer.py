@@ -14,6 +14,7 @@ from kvmlite.memory.guest_memory import GuestMemory
 from kvmlite.testing import DriverQueue
 from kvmlite.testing.loop import ManualLoop
 from kvmlite.virtio.device import DeviceResources
+from kvmlite.virtio.interrupt import DeviceInterrupt
 from kvmlite.virtio.state import VirtioState
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class DeviceFuzzer:
             self.device,
             self.memory,
             self.loop,
-            interrupt_eventfd=os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC),
+            interrupt=DeviceInterrupt(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)),
+            show_status=lambda status: None,
             kick_eventfds=tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)),
             on_error=self._errors.append,
         )

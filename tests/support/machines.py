@@ -46,7 +46,7 @@ def vcpus(machine: Machine) -> list[Vcpu]:
 
 def vm_of(machine: Machine) -> Vm:
     """The VM of a built machine."""
-    return next(part for part in machine._parts._owned if isinstance(part, Vm))
+    return next(part for part, _ in machine._parts._owned if isinstance(part, Vm))
 
 
 def enter_ring3(vcpu: Vcpu, *, iopl: int = 3) -> None:

@@ -107,7 +107,7 @@ static int find_device(uint32_t id)
 	static const struct {
 		uintptr_t base;
 		uint32_t step, count;
-	} places[] = {{0xd0000000, 0x1000, 19}, {0xfeb00000, 0x200, 24}};
+	} places[] = {{0xd0000f00, 0x2000, 19}, {0xfeb00000, 0x200, 24}};
 
 	for (unsigned i = 0; i < 2; i++) {
 		for (uint32_t n = 0; n < places[i].count; n++) {

@@ -39,7 +39,9 @@ HOLE_END = 0x100000000
 
 # Devices in the hole
 VIRTIO_MMIO = 0xD0000000
+VIRTIO_MMIO_STEP = 0x2000
 VIRTIO_MMIO_SIZE = 0x1000
+VIRTIO_MMIO_REGISTERS_SIZE = 0x100  # they end a page, configuration space begins the next
 VIRTIO_MMIO_FIRST_GSI = 5
 VIRTIO_MMIO_MAX_DEVICES = 19
 IOAPIC = 0xFEC00000
@@ -62,8 +64,13 @@ ACPI_POWER_OFF_VALUE = 0x34  # to the sleep control port: SLP_EN (bit 5) and SLP
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MmioWindow:
-    """Where the driver finds a virtio-mmio device: its registers (GPA, bytes) and its interrupt line."""
+    """Where the driver finds a virtio-mmio device: its registers (GPA, bytes) and its interrupt line.
 
+    The registers are the end of the page at ``page_gpa``, which the guest may read as memory (ADR 9); configuration space
+    is the beginning of the next page.
+    """
+
+    page_gpa: int
     gpa: int
     size: int
     gsi: int
@@ -77,8 +84,10 @@ def virtio_mmio_window(index: int) -> MmioWindow:
     """
     if not 0 <= index < VIRTIO_MMIO_MAX_DEVICES:
         raise ValueError(f"virtio-mmio device {index} outside 0..{VIRTIO_MMIO_MAX_DEVICES - 1}")
+    page_gpa = VIRTIO_MMIO + index * VIRTIO_MMIO_STEP
     return MmioWindow(
-        gpa=VIRTIO_MMIO + index * VIRTIO_MMIO_SIZE,
+        page_gpa=page_gpa,
+        gpa=page_gpa + PAGE_SIZE - VIRTIO_MMIO_REGISTERS_SIZE,
         size=VIRTIO_MMIO_SIZE,
         gsi=VIRTIO_MMIO_FIRST_GSI + index,
     )

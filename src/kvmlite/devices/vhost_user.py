@@ -156,7 +156,7 @@ class VhostUserDevice:
             self._queues, self._interrupt, self._driver_features = queues, interrupt, driver_features
             for queue in queues:
                 self._kick_fds.append(os.dup(queue.kick_eventfd))
-            self._call_fd = os.dup(interrupt.eventfd)
+            self._call_fd = os.dup(interrupt.share())
             if not self._in_order:
                 self._ledger = Ledger(f"ledger-{self.name}", queues, self._call_fd)
             self._stand_in = StandIn(

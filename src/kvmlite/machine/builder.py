@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from kvmlite.kvm.vcpu import Vcpu
     from kvmlite.kvm.vm import Vm
     from kvmlite.machine.config import MachineConfig
+    from kvmlite.machine.virtio_slots import VirtioSlots
+    from kvmlite.virtio.ack_ring import AckRing
     from kvmlite.virtio.device import VirtioDevice
 
     class Closeable(Protocol):
         def close(self) -> None: ...
+
+
+_KEPT: list[Closeable] = []  # what a thread of a device that does not end may still use
 
 
 class Parts:
@@ -45,24 +50,30 @@ class Parts:
         self.boots_linux = False
         self.agent_channel: SerialChannel | None = None
         self.devices: dict[str, VirtioDevice] = {}
-        self._owned: list[Closeable] = []
+        self.ack_ring: AckRing | None = None
+        self._owned: list[tuple[Closeable, bool]] = []
 
-    def own(self, thing: Any) -> Any:
-        """Close ``thing`` with the machine."""
-        self._owned.append(thing)
+    def own(self, thing: Any, *, is_lent: bool = False) -> Any:
+        """Close ``thing`` with the machine.
+
+        Args:
+            is_lent: Threads of devices use it.
+        """
+        self._owned.append((thing, is_lent))
         return thing
 
     def close(self) -> None:
         """Give everything back. vCPU threads and the loop have ended. The first error is raised after all is closed.
 
         A device whose thread the host holds (``QueueWorker.stop``) would find guest memory unmapped and its eventfd to be
-        another file when it goes on: these stay.
+        another file when it goes on: what is lent to devices stays for as long as this process.
         """
         failure: BaseException | None = None
         is_held = False
         while self._owned:
-            thing = self._owned.pop()
-            if is_held and isinstance(thing, (EventFd, GuestMemory)):
+            thing, is_lent = self._owned.pop()
+            if is_held and is_lent:
+                _KEPT.append(thing)
                 continue
             try:
                 thing.close()
@@ -102,6 +113,7 @@ class Builder:
         self._events = events
         self._vm: Vm
         self._kvm: Kvm
+        self._virtio: VirtioSlots | None = None
 
     def build(self, console: ConsoleSink, mark: Callable[[str], None], prepared: PreparedVm | None) -> None:
         """Make and wire everything; the vCPUs are ready to run afterwards.
@@ -115,7 +127,8 @@ class Builder:
         init_kick_signal()
         self._add_serial_ports(console)
         self._add_power_registers()
-        self._add_virtio_devices()
+        if self._virtio is not None:
+            self._virtio.add_devices(self._loop, self._events)
         mark("kvm ready")
         entry = self._load_kernel()
         mark("kernel loaded")
@@ -124,13 +137,13 @@ class Builder:
     def _open_vm(self, prepared: PreparedVm | None) -> None:
         parts = self._parts
         if prepared is not None:
-            self._kvm, self._vm = parts.own(prepared.kvm), parts.own(prepared.vm)
+            self._kvm, self._vm = parts.own(prepared.kvm), parts.own(prepared.vm, is_lent=True)
             self._check_vcpu_count()
             self._add_memory()
         else:
             self._kvm = parts.own(Kvm())
             self._check_vcpu_count()
-            self._vm = parts.own(self._kvm.create_vm())
+            self._vm = parts.own(self._kvm.create_vm(), is_lent=True)
             # Memory before the interrupt chips: after them the first slot waits for a grace period of the kernel.
             self._add_memory()
             self._vm.create_irqchip()
@@ -144,9 +157,14 @@ class Builder:
 
     def _add_memory(self) -> None:
         config, parts = self._config, self._parts
-        parts.memory = parts.own(GuestMemory(config.memory_mib << 20, backing=config.effective_backing))
+        memory = GuestMemory(config.memory_mib << 20, backing=config.effective_backing)
+        parts.memory = parts.own(memory, is_lent=True)
         for slot, region in enumerate(parts.memory.regions):
             self._vm.set_memory_slot(slot, region.gpa, region.size, region.hva)
+        if config.devices:
+            from kvmlite.machine.virtio_slots import VirtioSlots
+
+            self._virtio = VirtioSlots(config.devices, parts, self._vm)
         self._vm.set_identity_map_addr(layout.IDENTITY_MAP)
         self._vm.set_tss_addr(layout.TSS)
 
@@ -183,12 +201,6 @@ class Builder:
         )
         registers.attach(self._parts.bus)
 
-    def _add_virtio_devices(self) -> None:
-        if self._config.devices:
-            from kvmlite.machine.virtio_slots import add_virtio_devices
-
-            add_virtio_devices(self._config.devices, self._parts, self._vm, self._loop, self._events)
-
     def _load_kernel(self) -> EntryState:
         from kvmlite.machine.kernel_loading import load
 
@@ -204,6 +216,8 @@ class Builder:
             parts.vcpus.append(vcpu)
             set_topology(cpuid, vcpu_id, config.vcpu_count, tsc_deadline=tsc_deadline)
             vcpu.set_cpuid(cpuid)
+        if parts.ack_ring is not None:
+            parts.ack_ring.map(parts.vcpus[0].fd)
         boot_vcpu = parts.vcpus[0]
         enter(boot_vcpu, entry)
 

@@ -46,7 +46,8 @@ REQUIRED_CAPABILITIES = (
 
 OPTIONAL_CAPABILITIES = {
     "TSC_DEADLINE_TIMER": "guests program the LAPIC timer by counting instead: one more exit per timer",
-    "READONLY_MEM": "guest memory cannot be made read-only",
+    "READONLY_MEM": "each interrupt of a device is one more exit; persistent memory cannot be made read-only",
+    "COALESCED_MMIO": "each interrupt of a device is one more exit",
 }
 
 SLOW_CREATE_MS = 10.0

@@ -1,4 +1,4 @@
-"""Memory slots of devices: what is mapped into the guest above its RAM."""
+"""Memory slots of devices: what is mapped into the guest beside its RAM."""
 
 from __future__ import annotations
 
@@ -30,10 +30,18 @@ class MemorySlots:
     def add(self, hva: int, size: int, *, read_only: bool) -> int:
         """See :class:`kvmlite.virtio.device.MapMemory`."""
         gpa = self._gpa
-        self._vm.set_memory_slot(self._slot, gpa, size, hva, flags=KVM_MEM_READONLY if read_only else 0)
-        self._slot += 1
+        self.add_at(gpa, hva, size, read_only=read_only)
         self._gpa = _align(gpa + size)
         return gpa
+
+    def add_at(self, gpa: int, hva: int, size: int, *, read_only: bool) -> None:
+        """Map memory at an address of the caller's choice; all in bytes, multiples of 4096.
+
+        Raises:
+            KvmError: KVM refuses.
+        """
+        self._vm.set_memory_slot(self._slot, gpa, size, hva, flags=KVM_MEM_READONLY if read_only else 0)
+        self._slot += 1
 
 
 def _align(gpa: int) -> int:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     class Interrupt(Protocol):
         """A device's way to tell its driver something. Any thread; does nothing while the driver is not up."""
 
-        @property
-        def eventfd(self) -> int:
-            """The irqfd, for whoever serves the queues of a device with ``queues_elsewhere``."""
+        def share(self) -> int:
+            """Return an irqfd for the host's kernel or another process, which serves the queues from now on.
+
+            The interrupt status then always shows the queue bit: nobody sets it for them. It stays the machine's; the
+            same each time. Thread: a vCPU's, in ``activate``.
+            """
 
         @property
         def native(self) -> Any:
@@ -75,7 +78,7 @@ if TYPE_CHECKING:
         def queues_elsewhere(self) -> bool:
             """The queues are served by a C worker, the host's kernel or another process; else it is a ``LoopDevice``.
 
-            The transport then leaves their kick eventfds alone, and the interrupt status always shows the queue bit.
+            The transport then leaves their kick eventfds alone.
             ``reset`` returns only when nobody touches the queues any more.
             """
 

@@ -1,9 +1,14 @@
-"""The MMIO transport: a register file in front of :class:`VirtioState` (VIRTIO 1.2, 4.2.2, version 2)."""
+"""The MMIO transport: a register file in front of :class:`VirtioState` (VIRTIO 1.2, 4.2.2, version 2).
+
+What a driver may read is kept in memory, one word per register, and brought up to date whenever it changes. So it does not
+matter whether a load comes here or the guest reads that memory by itself (``machine/register_pages.py``, ADR 9).
+"""
 
 from __future__ import annotations
 
 import _thread
 
+from kvmlite._native import ffi
 from kvmlite.abi.virtio_mmio import (
     VIRTIO_MMIO_MAGIC,
     VIRTIO_MMIO_SIZE,
@@ -11,23 +16,45 @@ from kvmlite.abi.virtio_mmio import (
     MmioRegister,
 )
 from kvmlite.records import dataclass
+from kvmlite.virtio.interrupt import DeviceInterrupt
 from kvmlite.virtio.state import VirtioState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from kvmlite.memory.guest_memory import GuestMemory
     from kvmlite.virtio.device import VirtioDevice
     from kvmlite.virtio.dispatch import KickLoop
+    from kvmlite.virtio.interrupt import InterruptLine
     from kvmlite.virtio.state import QueueSetup
 
 VENDOR_ID = 0x4C4D564B  # "KVML", little-endian
 
 _CONFIG = int(MmioRegister.CONFIG)
 _QUEUE_NOTIFY = int(MmioRegister.QUEUE_NOTIFY)
-_ALL_ONES = 0xFFFFFFFF  # length and address of a shared memory region that does not exist (4.2.2)
+_INTERRUPT_STATUS = int(MmioRegister.INTERRUPT_STATUS)
 _WIDTHS = (1, 2, 4, 8)
+
+# Registers that read as something, and what they start with; the others are zeros.
+_READABLE = {
+    MmioRegister.MAGIC_VALUE: VIRTIO_MMIO_MAGIC,
+    MmioRegister.VERSION: VIRTIO_MMIO_VERSION_2,
+    MmioRegister.DEVICE_ID: 0,
+    MmioRegister.VENDOR_ID: VENDOR_ID,
+    MmioRegister.DEVICE_FEATURES: 0,
+    MmioRegister.QUEUE_NUM_MAX: 0,
+    MmioRegister.QUEUE_READY: 0,
+    MmioRegister.INTERRUPT_STATUS: 0,
+    MmioRegister.STATUS: 0,
+    # Length and address of a shared memory region that does not exist are all ones (4.2.2), whichever is selected.
+    MmioRegister.SHM_LEN_LOW: 0xFFFFFFFF,
+    MmioRegister.SHM_LEN_HIGH: 0xFFFFFFFF,
+    MmioRegister.SHM_BASE_LOW: 0xFFFFFFFF,
+    MmioRegister.SHM_BASE_HIGH: 0xFFFFFFFF,
+    MmioRegister.CONFIG_GENERATION: 0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +62,7 @@ class VirtioStatistics:
     """What happened between a device and its driver so far.
 
     Attributes:
-        reads, writes: Register and configuration accesses.
+        reads, writes: Register and configuration accesses that left the guest. Most register reads do not.
         ignored: Of these, accesses that mean nothing: unknown offset, odd width, read-only or write-only register.
         refused: Writes out of order: a step of initialisation too early, queue setup while the queue is in use.
         visits: Times a queue was served.
@@ -63,9 +90,12 @@ class MmioTransport:
         device: The device.
         memory: Guest RAM.
         loop: Where its queues are served.
-        interrupt_eventfd: An irqfd; the caller's.
+        interrupt_eventfd: Signalled if there is no ``line``; an irqfd once it is shared. The caller's.
         kick_eventfds: One per queue, nonblocking, normally bound to QueueNotify by ioeventfd; the caller's.
         on_error: Told of an exception that is not the guest's fault. Any thread; must not block.
+        line: The device's interrupt line.
+        registers: ``uint32_t *``, as many zeros as there are bytes before configuration space: where to keep what the
+            driver may read. Of its own if None. Must outlive the device's threads.
 
     Thread: accesses on any vCPU's, one at a time under a lock; the device loop never takes that lock, so that a
     reset can wait for the loop.
@@ -79,39 +109,43 @@ class MmioTransport:
         interrupt_eventfd: int,
         kick_eventfds: tuple[int, ...],
         on_error: Callable[[BaseException], None],
+        *,
+        line: InterruptLine | None = None,
+        registers: Any = None,
     ) -> None:
+        self._words = registers or ffi.new("uint32_t[]", _CONFIG // 4)
+        for register, value in _READABLE.items():
+            self._show(register, value)
+        self._show(MmioRegister.DEVICE_ID, device.device_id)
         self.state = VirtioState(
             device,
             memory,
             loop,
-            interrupt_eventfd=interrupt_eventfd,
+            interrupt=DeviceInterrupt(
+                interrupt_eventfd,
+                line=line,
+                status=self._words + MmioRegister.INTERRUPT_STATUS // 4,
+                generation=self._words + MmioRegister.CONFIG_GENERATION // 4,
+            ),
+            show_status=lambda status: self._show(MmioRegister.STATUS, status),
             kick_eventfds=kick_eventfds,
             on_error=on_error,
         )
         self._lock = _thread.allocate_lock()
         self._device_features_sel = self._driver_features_sel = self._queue_sel = 0
         self._reads = self._writes = self._ignored = 0
-        self._readers = self._make_readers()
         self._writers = self._make_writers()
+        self._show_selected()
 
-    def _make_readers(self) -> dict[int, Callable[[], int]]:
-        state = self.state
-        return {
-            MmioRegister.MAGIC_VALUE: lambda: VIRTIO_MMIO_MAGIC,
-            MmioRegister.VERSION: lambda: VIRTIO_MMIO_VERSION_2,
-            MmioRegister.DEVICE_ID: lambda: state.device.device_id,
-            MmioRegister.VENDOR_ID: lambda: VENDOR_ID,
-            MmioRegister.DEVICE_FEATURES: lambda: state.read_features(self._device_features_sel),
-            MmioRegister.QUEUE_NUM_MAX: lambda: self._selected().max_size if self._selects_queue() else 0,
-            MmioRegister.QUEUE_READY: lambda: int(self._selects_queue() and self._selected().is_ready),
-            MmioRegister.INTERRUPT_STATUS: state.interrupt.status,
-            MmioRegister.STATUS: lambda: state.status,
-            MmioRegister.SHM_LEN_LOW: lambda: _ALL_ONES,
-            MmioRegister.SHM_LEN_HIGH: lambda: _ALL_ONES,
-            MmioRegister.SHM_BASE_LOW: lambda: _ALL_ONES,
-            MmioRegister.SHM_BASE_HIGH: lambda: _ALL_ONES,
-            MmioRegister.CONFIG_GENERATION: state.interrupt.read_generation,
-        }
+    def _show(self, register: MmioRegister, value: int) -> None:
+        self._words[register // 4] = value
+
+    def _show_selected(self) -> None:
+        """Bring up to date what depends on the selectors."""
+        queue = self._selected() if self._selects_queue() else None
+        self._show(MmioRegister.DEVICE_FEATURES, self.state.read_features(self._device_features_sel))
+        self._show(MmioRegister.QUEUE_NUM_MAX, queue.max_size if queue else 0)
+        self._show(MmioRegister.QUEUE_READY, int(queue is not None and queue.is_ready))
 
     def _make_writers(self) -> dict[int, Callable[[int], None]]:
         state = self.state
@@ -139,9 +173,10 @@ class MmioTransport:
             self._reads += 1
             if offset >= _CONFIG and _fits(offset, size):
                 return int.from_bytes(self.state.read_config(offset - _CONFIG, size), "little")
-            reader = self._readers.get(offset) if size == 4 else None
-            if reader is not None:
-                return reader()
+            if size == 4 and offset == _INTERRUPT_STATUS:
+                return self.state.interrupt.status()  # what waits in the ring of acknowledgements counts
+            if size == 4 and offset in _READABLE:
+                return int(self._words[offset // 4])
             self._ignored += 1
             return 0
 
@@ -160,6 +195,7 @@ class MmioTransport:
             writer = self._writers.get(offset) if size == 4 else None
             if writer is not None:
                 writer(value & 0xFFFFFFFF)
+                self._show_selected()
             else:
                 self._ignored += 1
 
@@ -224,6 +260,8 @@ class MmioTransport:
         if self.state.is_active and self.state.device.queues_elsewhere:
             self.state.device.reset()  # before the eventfds that its threads use are closed
         self.state.dispatch.stop_queues()
+        self.state.interrupt.detach()
+        self._words = ffi.new("uint32_t[]", _CONFIG // 4)  # who still has the device may do things that would be shown
 
 
 def _fits(offset: int, size: int) -> bool:

@@ -10,6 +10,7 @@ DEVICE_NEEDS_RESET is the device's own bit, set when the driver broke a rule (VI
 
 from __future__ import annotations
 
+import _thread
 import os
 
 from kvmlite.abi.virtio import (
@@ -20,7 +21,6 @@ from kvmlite.abi.virtio import (
 )
 from kvmlite.errors import GuestFault
 from kvmlite.virtio.dispatch import QueueDispatch
-from kvmlite.virtio.interrupt import DeviceInterrupt
 from kvmlite.virtio.queue import QueueLayout, Virtqueue
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kvmlite.memory.guest_memory import GuestMemory
     from kvmlite.virtio.device import VirtioDevice
     from kvmlite.virtio.dispatch import KickLoop
+    from kvmlite.virtio.interrupt import DeviceInterrupt
 
 TRANSPORT_FEATURES = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
 
@@ -75,7 +76,8 @@ class VirtioState:
         device: The device.
         memory: Guest RAM.
         loop: Where its queues are served.
-        interrupt_eventfd: An irqfd; the caller's.
+        interrupt: How it reaches its driver.
+        show_status: Given the device status each time it changes, for the driver to read. Any thread, one at a time.
         kick_eventfds: One per queue, nonblocking; the caller's.
         on_error: Told of an exception that is not the guest's fault. Any thread; must not block.
 
@@ -88,14 +90,15 @@ class VirtioState:
         memory: GuestMemory,
         loop: KickLoop,
         *,
-        interrupt_eventfd: int,
+        interrupt: DeviceInterrupt,
+        show_status: Callable[[int], None],
         kick_eventfds: tuple[int, ...],
         on_error: Callable[[BaseException], None],
     ) -> None:
         if len(kick_eventfds) != len(device.queue_sizes):
             raise ValueError(f"{device.name}: {len(kick_eventfds)} kick eventfds, {len(device.queue_sizes)} queues")
         self.device = device
-        self.interrupt = DeviceInterrupt(interrupt_eventfd, signalled_elsewhere=device.queues_elsewhere)
+        self.interrupt = interrupt
         self.dispatch = QueueDispatch(device, loop, on_error)
         self.queues = tuple(QueueSetup(size) for size in device.queue_sizes)
         self.device_features = device.device_features | getattr(device, "transport_features", TRANSPORT_FEATURES)
@@ -106,6 +109,8 @@ class VirtioState:
         self._memory = memory
         self._kick_eventfds = kick_eventfds
         self._on_error = on_error
+        self._show_status = show_status
+        self._status_lock = _thread.allocate_lock()  # innermost: between looking at the status and showing it
         self._status = 0
         self._needs_reset = False  # apart from the status: set on any thread
         self._is_activated = False
@@ -114,6 +119,10 @@ class VirtioState:
     def status(self) -> int:
         """Device status, as the driver reads it."""
         return self._status | (_NEEDS_RESET if self._needs_reset else 0)
+
+    def _show(self) -> None:
+        with self._status_lock:
+            self._show_status(self.status)
 
     @property
     def is_active(self) -> bool:
@@ -127,7 +136,11 @@ class VirtioState:
         """
         if value == 0:
             self.reset()
-            return
+        else:
+            self._take_steps(value)
+            self._show()
+
+    def _take_steps(self, value: int) -> None:
         value &= _DRIVER_BITS
         if self._status & ~value or self._status & _FAILED:
             self.refused += 1
@@ -251,6 +264,7 @@ class VirtioState:
         self.faults += 1
         self.last_fault = str(fault)
         self._needs_reset = True
+        self._show()
         self.interrupt.raise_needs_reset()
 
     def reset(self) -> None:
@@ -266,6 +280,7 @@ class VirtioState:
         self._status = self.driver_features = 0
         for queue in self.queues:
             queue.clear()
+        self._show()
 
     def _stop_device(self) -> None:
         self.dispatch.stop()

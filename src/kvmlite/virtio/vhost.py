@@ -49,7 +49,7 @@ class VhostQueue:
             avail_hva=memory.to_hva(layout.avail_gpa, 6 + 2 * size),
             used_hva=memory.to_hva(layout.used_gpa, 6 + 8 * size),
             kick_fd=queue.kick_eventfd,
-            call_fd=interrupt.eventfd,
+            call_fd=interrupt.share(),
             error_fd=self._errors.fd,
         )
         self._vhost.set_ring(self._index, ring)

@@ -67,7 +67,7 @@ def test_dsdt_of_one_port_and_one_device():
         b"\x5b\x82\x31COM1\x08_HID\x0c\x41\xd0\x05\x01\x08_UID\x00\x08_CRS\x11\x16\x0a\x13"
         + bytes.fromhex("4701f803f8030108 890600030104000000 7900")
         + b"\x5b\x82\x41\x04VR00\x08_HID\x0dLNRO0005\0\x08_UID\x00\x08_CCA\x01\x08_CRS\x11\x1a\x0a\x17"
-        + bytes.fromhex("86090001000000d000100000 890600030105000000 7900")
+        + bytes.fromhex("8609000100 0f00d0 00100000 890600030105000000 7900")
     )
 
 

@@ -31,13 +31,13 @@ def test_virtio_mmio_devices_are_described():
     windows = [virtio_mmio_window(0), virtio_mmio_window(1)]
     assert (
         add_virtio_mmio("quiet", windows)
-        == "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 quiet"
+        == "virtio_mmio.device=4K@0xd0000f00:5 virtio_mmio.device=4K@0xd0002f00:6 quiet"
     )
 
 
 def test_device_described_twice_is_refused():
-    with pytest.raises(ConfigError, match=r"already has virtio_mmio\.device=4K@0xd0000000:5"):
-        add_virtio_mmio("virtio_mmio.device=4K@0xd0000000:5", [virtio_mmio_window(0)])
+    with pytest.raises(ConfigError, match=r"already has virtio_mmio\.device=4K@0xd0000f00:5"):
+        add_virtio_mmio("virtio_mmio.device=4K@0xd0000f00:5", [virtio_mmio_window(0)])
 
 
 def test_quoted_values_stay_together():

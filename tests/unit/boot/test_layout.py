@@ -9,8 +9,8 @@ from kvmlite.abi.layout import MmioWindow, virtio_mmio_window
 
 
 def test_virtio_mmio_windows_count_up_from_the_hole_and_gsi_5():
-    assert virtio_mmio_window(0) == MmioWindow(gpa=0xD0000000, size=0x1000, gsi=5)
-    assert virtio_mmio_window(18) == MmioWindow(gpa=0xD0012000, size=0x1000, gsi=23)
+    assert virtio_mmio_window(0) == MmioWindow(page_gpa=0xD0000000, gpa=0xD0000F00, size=0x1000, gsi=5)
+    assert virtio_mmio_window(18) == MmioWindow(page_gpa=0xD0024000, gpa=0xD0024F00, size=0x1000, gsi=23)
 
 
 @pytest.mark.parametrize("index", [-1, 19])

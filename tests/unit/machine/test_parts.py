@@ -32,11 +32,13 @@ def test_all_is_closed_whatever_fails() -> None:
 
 def test_memory_and_interrupts_outlive_a_thread_that_the_host_holds() -> None:
     parts = Parts()
-    memory, irq = parts.own(GuestMemory(4096)), parts.own(EventFd())
+    memory, irq = parts.own(GuestMemory(4096), is_lent=True), parts.own(EventFd(), is_lent=True)
+    own_affair = parts.own(EventFd())
     parts.own(Failing(StateError("disk0-0 has not stopped")))
     parts.own(Failing(HostError("first")))
     with pytest.raises(HostError, match="first"):
         parts.close()
+    assert own_affair.fd == -1
     memory.write(0, b"a late answer")
     irq.signal()
     memory.close()

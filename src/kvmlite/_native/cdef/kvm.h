@@ -87,6 +87,12 @@ struct kvm_irqfd {
 	...;
 };
 
+struct kvm_coalesced_mmio_zone {
+	uint64_t addr;
+	uint32_t size;
+	...;
+};
+
 struct kvm_ioeventfd {
 	uint64_t datamatch;
 	uint64_t addr;

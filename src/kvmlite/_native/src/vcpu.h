@@ -1,8 +1,8 @@
 /*
  * The vCPU loop: KVM_RUN until an exit that C does not own.
  *
- * C owns serial ports, the interrupt registers of virtio-mmio devices and everything nobody claims; all else in a
- * claimed range returns to Python.
+ * C owns serial ports, the interrupt registers of virtio-mmio devices (if the guest leaves for them at all, ADR 9) and
+ * everything nobody claims; all else in a claimed range returns to Python.
  */
 #ifndef KVL_VCPU_H
 #define KVL_VCPU_H
