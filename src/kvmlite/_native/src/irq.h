@@ -25,16 +25,16 @@ enum {
 };
 
 struct kvl_irq {
-	uint32_t *status; /* atomic; KVL_IRQ_* not yet acknowledged; the driver may read it at any time */
-	uint32_t always;  /* atomic; KVL_IRQ_* that no acknowledgement clears */
-	int eventfd;      /* an irqfd, the caller's */
+	uint32_t *status;     /* atomic; KVL_IRQ_* not yet acknowledged; the driver may read it at any time */
+	uint32_t always;      /* atomic; KVL_IRQ_* that no acknowledgement clears */
+	int eventfd;          /* an irqfd, the caller's */
 	pthread_mutex_t lock; /* guards the line: two that pulse it at once would make one edge */
-	bool has_line;
+	bool has_line;        /* pulse (gsi) of (vm_fd) rather than signal */
 	int vm_fd;
 	uint32_t gsi;
 	struct kvl_acks *acks; /* NULL: an acknowledgement is an exit */
 	uint64_t ack_gpa;
-	uint32_t own_status;
+	uint32_t own_status; /* where (status) points if nobody else reads it */
 };
 
 /* Acknowledgements that KVM noted for the devices of a VM (KVM API, KVM_REGISTER_COALESCED_MMIO). */
